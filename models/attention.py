@@ -1,0 +1,100 @@
+"""Attention over blocks of keys with a running softmax, so that only the filled part of a cache is read.
+
+Source: online softmax as in FlashAttention (arXiv:2205.14135), grouped queries as in arXiv:2305.13245.
+"""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+BLOCK = 256  # keys per block
+MASKED = jnp.finfo(jnp.float32).min
+
+
+def causal_attention(
+    q: Float[Array, "B T Hq D"],
+    k: Float[Array, "B H S D"],
+    v: Float[Array, "B H S D"],
+    slots: Int[Array, "B T"],
+    filled: int | None = None,
+) -> Float[Array, "B T Hq D"]:
+    """Each query, at its slot of the cache, attends to the slots up to its own.
+
+    Args:
+        slots: where each query stands in its row.
+        filled: a bound on `slots + 1` known while tracing (a prefill); without it the bound is read
+            from `slots` on the device (a decode step), so that the cost follows the filled part.
+    """
+    block = _block_size(k.shape[2], filled)
+    bound = jnp.max(slots) + 1 if filled is None else filled
+    blocks = 1 if block == k.shape[2] else (bound + block - 1) // block
+
+    def visible(start: Array | int) -> Bool[Array, "B 1 T S"]:
+        return (start + jnp.arange(block) <= slots[..., None])[:, None]
+
+    return _attend(q, k, v, visible, blocks, block)
+
+
+def segment_attention(
+    q: Float[Array, "1 P H D"],
+    k: Float[Array, "1 H P D"],
+    v: Float[Array, "1 H P D"],
+    segments: Int[Array, "P"],
+) -> Float[Array, "1 P H D"]:
+    """Each patch attends to all patches of its own segment (a frame of a picture)."""
+    block = math.gcd(k.shape[2], BLOCK)
+
+    def visible(start: Array | int) -> Bool[Array, "1 1 P S"]:
+        own = jax.lax.dynamic_slice_in_dim(segments, start, block)
+        return (segments[:, None] == own)[None, None]
+
+    return _attend(q, k, v, visible, k.shape[2] // block, block)
+
+
+def _block_size(slots: int, filled: int | None) -> int:
+    # A trip count that only the device knows makes a GPU wait for the host, once per layer.
+    if filled is None and jax.default_backend() != "cpu":
+        return slots
+    return math.gcd(slots, BLOCK)
+
+
+def _attend(
+    q: Float[Array, "B T Hq D"],
+    k: Float[Array, "B H S D"],
+    v: Float[Array, "B H S D"],
+    visible: Callable[[Array | int], Bool[Array, "..."]],
+    blocks: Array | int,
+    block: int,
+) -> Float[Array, "B T Hq D"]:
+    B, T, heads, D = q.shape
+    kv_heads = k.shape[1]
+    group = heads // kv_heads
+    q = (q.reshape(B, T, kv_heads, group, D) * D**-0.5).transpose(0, 2, 3, 1, 4)  # [B, H, G, T, D]
+
+    def step(i: Array | int, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        top, total, mixed = carry
+        start = i * block
+        kb = jax.lax.dynamic_slice_in_dim(k, start, block, axis=2)
+        vb = jax.lax.dynamic_slice_in_dim(v, start, block, axis=2)
+        scores = jnp.einsum("bhgtd,bhsd->bhgts", q, kb, preferred_element_type=jnp.float32)
+        scores = jnp.where(visible(start)[:, :, None], scores, MASKED)
+        new_top = jnp.maximum(top, scores.max(-1, keepdims=True))
+        weights = jnp.exp(scores - new_top)
+        fade = jnp.exp(top - new_top)
+        update = jnp.einsum(
+            "bhgts,bhsd->bhgtd", weights.astype(v.dtype), vb, preferred_element_type=jnp.float32
+        )
+        return new_top, total * fade + weights.sum(-1, keepdims=True), mixed * fade + update
+
+    shape = (B, kv_heads, group, T)
+    carry = (jnp.full((*shape, 1), MASKED), jnp.zeros((*shape, 1)), jnp.zeros((*shape, D)))
+    carry = (
+        step(0, carry)
+        if isinstance(blocks, int) and blocks == 1
+        else jax.lax.fori_loop(0, blocks, step, carry)
+    )
+    _, total, mixed = carry
+    return (mixed / total).transpose(0, 3, 1, 2, 4).reshape(B, T, heads, D).astype(q.dtype)

@@ -1,0 +1,81 @@
+"""Layers that the families share. Parameters keep transformers' names; kernels are `[in, out]`."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+_NORMAL = nn.initializers.normal(0.02)
+
+
+class Linear(nn.Module):
+    """`x @ kernel + bias`, in the dtype of `x`."""
+
+    features: int
+    use_bias: bool = True
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*L I"]) -> Float[Array, "*L O"]:
+        kernel = self.param("kernel", _NORMAL, (x.shape[-1], self.features))
+        y = x @ kernel.astype(x.dtype)
+        if self.use_bias:
+            y = y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(x.dtype)
+        return y
+
+
+class Embedding(nn.Module):
+    """A table `[vocabulary, features]`, for lookup and, where the head is tied, for the logits."""
+
+    num_embeddings: int
+    features: int
+
+    def setup(self) -> None:
+        self.embedding = self.param("embedding", _NORMAL, (self.num_embeddings, self.features))
+
+    def __call__(self, ids: Array) -> Array:
+        return self.embedding[ids]
+
+    def attend(self, x: Float[Array, "*L D"]) -> Float[Array, "*L V"]:
+        return jnp.einsum(
+            "...d,vd->...v", x, self.embedding.astype(x.dtype), preferred_element_type=jnp.float32
+        )
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm, in float32 (arXiv:1910.07467)."""
+
+    eps: float
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*L D"]) -> Float[Array, "*L D"]:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        wide = x.astype(jnp.float32)
+        normed = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
+        return normed.astype(x.dtype) * scale.astype(x.dtype)
+
+
+class LayerNorm(nn.Module):
+    """Layer norm, in float32 (arXiv:1607.06450)."""
+
+    eps: float = 1e-6
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*L D"]) -> Float[Array, "*L D"]:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],)).astype(jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],)).astype(jnp.float32)
+        wide = x.astype(jnp.float32)
+        wide = wide - wide.mean(-1, keepdims=True)
+        normed = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
+        return (normed * scale + bias).astype(x.dtype)
+
+
+class GatedMLP(nn.Module):
+    """SwiGLU (arXiv:2002.05202): `down(silu(gate(x)) * up(x))`."""
+
+    intermediate_size: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*L D"]) -> Float[Array, "*L D"]:
+        gate = Linear(self.intermediate_size, use_bias=False, name="gate_proj")(x)
+        up = Linear(self.intermediate_size, use_bias=False, name="up_proj")(x)
+        return Linear(x.shape[-1], use_bias=False, name="down_proj")(nn.silu(gate) * up)

@@ -1,0 +1,108 @@
+"""`load_model`: a directory in Hugging Face format, a hub id, or the checkpoint that ships."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from models.config import Qwen3VLConfig
+from models.errors import CheckpointError
+from models.processor import Processor
+from models.qwen3_vl import Qwen3VL
+from models.weights import Progress, load_params
+
+EMBEDDED = Path(__file__).parent / "embedded"
+FAMILIES = {"qwen3_vl": (Qwen3VLConfig, Qwen3VL)}  # model_type: (configuration, model)
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt"]
+
+
+class LoadedModel(NamedTuple):
+    """`model` is static and hashable, `params` a pytree, `processor` has the tokenizer and the defaults."""
+
+    model: Qwen3VL
+    params: Any
+    processor: Processor
+
+
+def load_model(
+    name_or_path: str | Path, *, dtype: Any = None, progress: Progress | None = None
+) -> LoadedModel:
+    """Load a checkpoint.
+
+    Args:
+        name_or_path: "embedded", a directory in Hugging Face format, or a hub id ("owner/name").
+        dtype: of parameters and computation; by default float32 on a CPU, where it is the fast type, and
+            bfloat16 elsewhere.
+        progress: called with (bytes read, bytes in all) as tensors arrive.
+
+    Raises:
+        CheckpointError: not found, of an unknown architecture, or its parts do not fit.
+    """
+    directory = _find(name_or_path)
+    config_class, model_class = _family(directory)
+    config = config_class.from_dict(_read_json(directory / "config.json"))
+    chosen = _dtype(dtype)
+    model = model_class(config, chosen)
+    processor = Processor.from_directory(directory, config)
+    return LoadedModel(model, load_params(directory, model, chosen, progress), processor)
+
+
+def _dtype(dtype: Any) -> Any:
+    if dtype is None:
+        return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+    for name, known in DTYPES.items():
+        if dtype in (name, known):
+            return known
+    raise CheckpointError(f"dtype: {dtype!r}; allowed: {', '.join(DTYPES)}")
+
+
+def _find(name_or_path: str | Path) -> Path:
+    if str(name_or_path) == "embedded":
+        return EMBEDDED
+    path = Path(name_or_path).expanduser()
+    if path.is_dir():
+        return path
+    if not path.exists() and _HUB_ID.fullmatch(str(name_or_path)):
+        return _download(str(name_or_path))
+    raise CheckpointError(
+        f"model {str(name_or_path)!r}: neither a directory, nor a hub id (owner/name), nor 'embedded'"
+    )
+
+
+def _download(hub_id: str) -> Path:
+    import httpx  # noqa: PLC0415  (only a hub id needs these)
+    from huggingface_hub import snapshot_download  # noqa: PLC0415
+
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=_HUB_FILES, etag_timeout=5))
+    except (OSError, ValueError, httpx.HTTPError) as error:  # the hub's own errors are subclasses of OSError
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(
+            f"model {hub_id!r}: no such directory, and the hub gave nothing ({reason})"
+        ) from None
+
+
+def _family(directory: Path) -> tuple[Any, Any]:
+    kind = _read_json(directory / "config.json").get("model_type")
+    if kind not in FAMILIES:
+        raise CheckpointError(
+            f"{directory / 'config.json'}: model_type {kind!r}; allowed: {', '.join(FAMILIES)}"
+        )
+    return FAMILIES[kind]
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file; a checkpoint needs one") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path}: not JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: not a JSON object")
+    return content

@@ -1,0 +1,120 @@
+"""Where Qwen3-VL's patches and tokens stand; computed on the host, so that programs depend on lengths alone.
+
+Source: transformers 5.23, `vision_utils.py` and `Qwen3VLModel.get_rope_index`.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from models.config import Qwen3VLConfig, VisionConfig
+from models.errors import InputError
+
+
+class VisionLayout(NamedTuple):
+    """Where each patch stands; made on the host, so that the tower's program depends on its length alone."""
+
+    taps: Int[np.ndarray, "P 4"]  # rows of the learned position table, and how they mix
+    tap_weights: Float[np.ndarray, "P 4"]
+    coordinates: Int[np.ndarray, "P 2"]  # (row, column) for RoPE
+    segments: Int[np.ndarray, "P"]  # the frame that the patch belongs to; -1: padding
+
+
+def vision_layout(config: VisionConfig, grid_thw: np.ndarray, padded_to: int | None = None) -> VisionLayout:
+    """The layout of pictures packed one behind the other, in merge-block order.
+
+    Args:
+        grid_thw: `[pictures, 3]`, frames, rows and columns of patches.
+        padded_to: total number of patches after padding.
+    """
+    parts, segment = [], 0
+    for t, h, w in np.asarray(grid_thw).reshape(-1, 3).tolist():
+        rows, columns = _block_order(h, w, config.spatial_merge_size)
+        taps, weights = _bilinear_taps(rows, columns, h, w, int(config.num_position_embeddings**0.5))
+        for _ in range(t):  # the frames of a clip share their positions
+            parts.append((taps, weights, np.stack([rows, columns], 1), np.full(h * w, segment)))
+            segment += 1
+    joined = [np.concatenate(p) for p in zip(*parts, strict=True)]
+    padding = 0 if padded_to is None else padded_to - len(joined[3])
+    pads = [
+        np.pad(x, [(0, padding)] + [(0, 0)] * (x.ndim - 1), constant_values=v)
+        for x, v in zip(joined, (0, 0, 0, -1), strict=True)
+    ]
+    return VisionLayout(
+        pads[0].astype(np.int32),
+        pads[1].astype(np.float32),
+        pads[2].astype(np.int32),
+        pads[3].astype(np.int32),
+    )
+
+
+def _block_order(h: int, w: int, merge: int) -> tuple[np.ndarray, np.ndarray]:
+    blocks = (h // merge, merge, w // merge, merge)
+    rows, columns = np.indices((h, w)).reshape(2, *blocks).transpose(0, 1, 3, 2, 4).reshape(2, -1)
+    return rows, columns
+
+
+def _bilinear_taps(
+    rows: np.ndarray, columns: np.ndarray, h: int, w: int, side: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Corners of the table and their weights, with the corners aligned."""
+    taps, weights = [], []
+    for index, size in ((rows, h), (columns, w)):
+        source = index.astype(np.float32) * (side - 1) / np.float32(max(size - 1, 1))
+        low = np.floor(source)
+        fraction = source - low
+        taps.append(np.stack([low, np.minimum(low + 1, side - 1)], 1).astype(np.int32))
+        weights.append(np.stack([1 - fraction, fraction], 1))
+    mixed = (taps[0][:, :, None] * side + taps[1][:, None, :]).reshape(-1, 4)
+    return mixed, (weights[0][:, :, None] * weights[1][:, None, :]).reshape(-1, 4)
+
+
+def prompt_positions(
+    config: Qwen3VLConfig, tokens: np.ndarray, grid_thw: np.ndarray, lengths: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """M-RoPE positions of a right-padded prompt, on the host.
+
+    Text advances all three axes by one; a picture stands at (T, row, column) behind the text before it,
+    and the text behind it goes on at the larger of its two sides.
+
+    Args:
+        tokens: `[B, T]`; a picture is a run of `image_token_id`, rows in order take pictures in order.
+        grid_thw: `[pictures, 3]` in patches.
+        lengths: `[B]`, tokens before the padding.
+
+    Returns:
+        positions int32 `[3, B, T]` and delta int32 `[B]`: a later token stands at its index + delta.
+
+    Raises:
+        InputError: the runs of picture tokens do not match `grid_thw`.
+    """
+    positions = np.zeros((3, *tokens.shape), np.int32)
+    deltas = np.zeros(tokens.shape[0], np.int32)
+    grids = [tuple(g) for g in np.asarray(grid_thw).reshape(-1, 3).tolist()]
+    merge, taken = config.vision.spatial_merge_size, 0
+    for row, length in enumerate(lengths):
+        at = place = 0
+        while at < length:
+            if tokens[row, at] != config.image_token_id:
+                positions[:, row, at] = place
+                at, place = at + 1, place + 1
+                continue
+            if taken == len(grids):
+                raise InputError(
+                    f"prompt_tokens: more runs of picture tokens than the {len(grids)} pictures of grid_thw"
+                )
+            t, h, w = grids[taken][0], grids[taken][1] // merge, grids[taken][2] // merge
+            end = at + t * h * w
+            if end > length or (tokens[row, at:end] != config.image_token_id).any():
+                raise InputError(
+                    f"prompt_tokens: picture {taken} of grid_thw needs {t * h * w} picture tokens in a row"
+                )
+            positions[:, row, at:end] = np.indices((t, h, w)).reshape(3, -1) + place
+            at, place, taken = end, place + max(h, w), taken + 1
+        deltas[row] = positions[:, row, :length].max(initial=-1) + 1 - length
+    if taken != len(grids):
+        raise InputError(
+            f"prompt_tokens: {taken} runs of picture tokens for the {len(grids)} pictures of grid_thw"
+        )
+    return positions, deltas

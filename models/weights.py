@@ -1,0 +1,155 @@
+"""Safetensors, strictly: a checkpoint's tensors against the model's own parameters, one tensor at a time."""
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from safetensors import SafetensorError, safe_open
+
+from models.config import Qwen3VLConfig
+from models.errors import CheckpointError
+from models.qwen3_vl import Qwen3VL
+
+Progress = Callable[[int, int], None]
+_NUMBERED = re.compile(r"(layers|blocks|deepstack_merger_list)_(\d+)")
+_LEAVES = {"kernel": "weight", "embedding": "weight", "scale": "weight", "bias": "bias"}
+_HEAD, _EMBEDDING = "lm_head.weight", "model.language_model.embed_tokens.weight"
+
+
+def checkpoint_name(path: tuple[str, ...]) -> str:
+    """The tensor's name on disk for a parameter's path in the tree."""
+    parts = [_NUMBERED.sub(r"\1.\2", p) for p in path[:-1]]
+    prefix = [] if parts[0] == "lm_head" else ["model"]
+    return ".".join([*prefix, *parts, _LEAVES[path[-1]]])
+
+
+def load_params(directory: Path, model: Qwen3VL, dtype: jnp.dtype, progress: Progress | None = None) -> Any:
+    """Read `model`'s parameters, each straight to `dtype` on the device.
+
+    One tensor at a time is in host memory beyond the file's own pages.
+
+    Args:
+        directory: holds `model.safetensors`, or shards with `model.safetensors.index.json`.
+        progress: called with (bytes read, bytes in all) after each tensor.
+
+    Raises:
+        CheckpointError: names every tensor that is missing, surplus or misshaped.
+    """
+    shapes = flatten_dict(jax.eval_shape(model.init_params, jax.random.key(0)))
+    names = {checkpoint_name(path): path for path in shapes}
+    files = {name: file for file in _files(directory) for name in _names(file)}
+    _compare(directory, model, shapes, names, files)
+    total = sum(math.prod(s.shape) for s in shapes.values()) * jnp.dtype(dtype).itemsize
+    params, done = {}, 0
+    for name, value in _tensors({n: f for n, f in files.items() if n in names}):
+        path = names[name]
+        params[path] = jnp.asarray(_to_param(path, value).astype(dtype))
+        done += params[path].nbytes
+        if progress is not None:
+            progress(done, total)
+    return unflatten_dict(params)
+
+
+def save_checkpoint(
+    directory: Path, config: Qwen3VLConfig, params: Any, dtype: jnp.dtype = jnp.bfloat16
+) -> None:
+    """Write `params` as one `model.safetensors` with the checkpoint's names and layouts."""
+    from safetensors.flax import save_file  # noqa: PLC0415  (imports all of flax.serialization)
+
+    vision = config.vision
+    conv = (-1, vision.in_channels, vision.temporal_patch_size, vision.patch_size, vision.patch_size)
+    tensors = {}
+    for path, value in flatten_dict(params).items():
+        name = checkpoint_name(path)
+        stored = jnp.asarray(value.T if path[-1] == "kernel" else value, dtype)
+        tensors[name] = stored.reshape(conv) if name.endswith("patch_embed.proj.weight") else stored
+    directory.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+
+
+def _to_param(path: tuple[str, ...], value: np.ndarray) -> np.ndarray:
+    """Kernels lie as [out, ...in] on disk; here they are [in, out]."""
+    return value.reshape(value.shape[0], -1).T if path[-1] == "kernel" else value
+
+
+def _files(directory: Path) -> list[Path]:
+    index = directory / "model.safetensors.index.json"
+    if not index.exists():
+        files = [directory / "model.safetensors"]
+    else:
+        try:
+            files = sorted(
+                {directory / name for name in json.loads(index.read_text())["weight_map"].values()}
+            )
+        except (json.JSONDecodeError, KeyError, AttributeError, UnicodeDecodeError) as error:
+            raise CheckpointError(f"{index}: not an index of shards ({error})") from None
+    for file in files:
+        if not file.is_file():
+            raise CheckpointError(
+                f"{file}: no such file; a checkpoint needs model.safetensors or all shards of its index"
+            )
+    return files
+
+
+def _open(file: Path) -> Any:
+    try:
+        return safe_open(file, framework="flax")
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{file}: not a safetensors file ({error})") from None
+
+
+def _names(file: Path) -> list[str]:
+    with _open(file) as f:
+        return list(f.keys())
+
+
+def _tensors(files: Mapping[str, Path]) -> Iterator[tuple[str, np.ndarray]]:
+    for file in dict.fromkeys(files.values()):
+        with _open(file) as f:
+            for name in (n for n, where in files.items() if where == file):
+                yield name, np.asarray(f.get_tensor(name))
+
+
+def _compare(
+    directory: Path, model: Qwen3VL, shapes: Mapping, names: Mapping, files: Mapping[str, Path]
+) -> None:
+    surplus = sorted(files.keys() - names.keys())
+    if model.config.tie_word_embeddings and _HEAD in surplus and _is_tied_copy(files):
+        surplus.remove(_HEAD)
+    faults = {
+        "missing": sorted(names.keys() - files.keys()),
+        "surplus": surplus,
+        "misshaped": list(_misshaped(shapes, names, files)),
+    }
+    if any(faults.values()):
+        listed = "; ".join(f"{kind}: {', '.join(found)}" for kind, found in faults.items() if found)
+        raise CheckpointError(f"{directory}: tensors do not fit config.json; {listed}")
+
+
+def _misshaped(shapes: Mapping, names: Mapping, files: Mapping[str, Path]) -> Iterator[str]:
+    for file in dict.fromkeys(files.values()):
+        with _open(file) as f:
+            for name in (n for n, where in files.items() if where == file and n in names):
+                path = names[name]
+                found, wanted = tuple(f.get_slice(name).get_shape()), shapes[path].shape
+                if path[-1] == "kernel":
+                    ok = (math.prod(found[1:]), found[0]) == wanted and len(found) > 1
+                    wanted = (wanted[1], wanted[0])
+                else:
+                    ok = found == wanted
+                if not ok:
+                    yield f"{name} {list(found)} instead of {list(wanted)}"
+
+
+def _is_tied_copy(files: Mapping[str, Path]) -> bool:
+    if _EMBEDDING not in files:
+        return False
+    pair = dict(_tensors({n: files[n] for n in (_HEAD, _EMBEDDING)}))
+    return np.array_equal(pair[_HEAD], pair[_EMBEDDING])
