@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -26,10 +27,8 @@ class KVCache(NamedTuple):
 
 
 def write(
-    buffer: Float[Array, "B H S D"], new: Float[Array, "B T H D"], slots: Int[Array, "B T"]
+    buffer: Float[Array, "B H S D"], new: Float[Array, "B T H D"], start: Int[Array, "B"]
 ) -> Float[Array, "B H S D"]:
-    """Store `new` at each row's own `slots`."""
-    rows = jnp.arange(buffer.shape[0])[:, None]
-    return buffer.at[rows, :, slots].set(
-        new.astype(buffer.dtype), unique_indices=True, mode="promise_in_bounds"
-    )
+    """Store each row's T new entries from its own slot `start` on; `start + T` must not pass S."""
+    one_row = lambda row, entries, at: jax.lax.dynamic_update_slice(row, entries, (0, at, 0))  # noqa: E731
+    return jax.vmap(one_row)(buffer, new.swapaxes(1, 2).astype(buffer.dtype), start)

@@ -4,7 +4,7 @@ Source: transformers 5.23, `modeling_qwen3_vl.py`; Qwen3-VL technical report (ar
 DeepStack (arXiv:2406.04334). Parameter names follow the checkpoint's.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -120,7 +120,7 @@ class SelfAttention(nn.Module):
         self,
         x: Float[Array, "B T D"],
         angles: Float[Array, "B T half"],
-        slots: Int[Array, "B T"],
+        start: Int[Array, "B"],
         buffers: tuple[Array, Array] | None,
         filled: int | None,
     ) -> tuple[Float[Array, "B T D"], tuple[Array, Array]]:
@@ -138,7 +138,8 @@ class SelfAttention(nn.Module):
         if buffers is None:
             keys, values = k.swapaxes(1, 2), v.swapaxes(1, 2)
         else:
-            keys, values = write(buffers[0], k, slots), write(buffers[1], v, slots)
+            keys, values = write(buffers[0], k, start), write(buffers[1], v, start)
+        slots = start[:, None] + jnp.arange(x.shape[1])
         mixed = causal_attention(q, keys, values, slots, filled).reshape(*x.shape[:2], -1)
         return Linear(c.hidden_size, c.attention_bias, name="o_proj")(mixed), (keys, values)
 
@@ -151,13 +152,13 @@ class DecoderLayer(nn.Module):
         self,
         x: Float[Array, "B T D"],
         angles: Float[Array, "B T half"],
-        slots: Int[Array, "B T"],
+        start: Int[Array, "B"],
         buffers: tuple[Array, Array] | None,
         filled: int | None,
     ) -> tuple[Float[Array, "B T D"], tuple[Array, Array]]:
         c = self.config
         normed = RMSNorm(c.rms_norm_eps, name="input_layernorm")(x)
-        mixed, buffers = SelfAttention(c, name="self_attn")(normed, angles, slots, buffers, filled)
+        mixed, buffers = SelfAttention(c, name="self_attn")(normed, angles, start, buffers, filled)
         x = x + mixed
         normed = RMSNorm(c.rms_norm_eps, name="post_attention_layernorm")(x)
         return x + GatedMLP(c.intermediate_size, name="mlp")(normed), buffers
@@ -177,7 +178,7 @@ class Decoder(nn.Module):
         self,
         tokens: Int[Array, "B T"],
         positions: Int[Array, "3 B T"],
-        slots: Int[Array, "B T"],
+        start: Int[Array, "B"],
         cache: KVCache | None,
         vision: tuple[Array, VisionEmbeddings] | None,
         filled: int | None,
@@ -198,7 +199,7 @@ class Decoder(nn.Module):
         keys, values = [], []
         for i, layer in enumerate(self.layers):
             buffers = None if cache is None else (cache.keys[i], cache.values[i])
-            x, (k, v) = layer(x, angles, slots, buffers, filled)
+            x, (k, v) = layer(x, angles, start, buffers, filled)
             keys.append(k)
             values.append(v)
             if i < len(deepstack):
@@ -209,12 +210,13 @@ class Decoder(nn.Module):
 class Qwen3VL(nn.Module):
     """The model: static and hashable; its parameters are a pytree beside it.
 
-    The sampler uses `context_length`, `image_pad_id`, `empty_cache`, `prompt_positions`, and, through
-    `apply`, `encode_vision`, `forward` and `head`; a second family offers the same.
+    The sampler uses `context_length`, `vocab_size`, `image_pad_id`, `position_axes`, `empty_cache`,
+    `prompt_positions` and, through `apply`, `forward` and `head`; every family offers these.
     """
 
     config: Qwen3VLConfig
     dtype: Any = jnp.float32
+    position_axes: ClassVar[int] = 3  # T, H, W
 
     def setup(self) -> None:
         self.visual = VisionTower(self.config.vision, self.dtype)
@@ -263,7 +265,7 @@ class Qwen3VL(nn.Module):
         self,
         tokens: Int[Array, "B T"],
         positions: Int[Array, "3 B T"],
-        slots: Int[Array, "B T"],
+        start: Int[Array, "B"],
         cache: KVCache | None = None,
         vision: VisionEmbeddings | None = None,
         filled: int | None = None,
@@ -273,12 +275,12 @@ class Qwen3VL(nn.Module):
         Args:
             tokens: ids; at `image_pad_id` the next row of `vision` takes the embedding's place.
             positions: rotary positions on the T, H and W axes.
-            slots: where in its row of the cache each token is stored; it sees the slots up to its own.
+            start: the slot of each row's first token; a token sees the slots up to its own.
             cache: without one, the tokens see one another alone.
-            filled: a bound on `slots + 1`, where it is known while tracing.
+            filled: a bound on `start + T`, where it is known while tracing.
         """
         seen = None if vision is None else (tokens == self.config.image_token_id, vision)
-        return self.language_model(tokens, positions, slots, cache, seen, filled)
+        return self.language_model(tokens, positions, start, cache, seen, filled)
 
     def head(self, hidden: Float[Array, "*L D"]) -> Float[Array, "*L V"]:
         """Logits, float32."""
@@ -294,8 +296,8 @@ class Qwen3VL(nn.Module):
     ) -> Float[Array, "B T V"]:
         """Logits of all positions at once, without a cache: for training and evaluation."""
         B, T = tokens.shape
-        slots = jnp.broadcast_to(jnp.arange(T), (B, T))
-        return self.head(self.forward(tokens, positions, slots, vision=vision, filled=T)[0])
+        start = jnp.zeros(B, jnp.int32)
+        return self.head(self.forward(tokens, positions, start, vision=vision, filled=T)[0])
 
     def __call__(self, pixel_values: Array, layout: VisionLayout, tokens: Array, positions: Array) -> Array:
         """All parts once, so that `init` meets every parameter."""
