@@ -1,0 +1,143 @@
+"""Preprocessing equals transformers' PIL backend to the last bit, and says what it cannot do."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from models.errors import CheckpointError, InputError
+from models.images import ImageSettings, picture_grid, preprocess, smart_resize
+from tests.golden.images.make import QWEN2, QWEN3, SETTINGS, SIZES, digest, picture
+
+GOLDEN = json.loads((Path(__file__).parent / "golden/images/pixels.json").read_text())
+
+
+def settings(name: str = "qwen3", **changes) -> ImageSettings:
+    return ImageSettings.from_dict(SETTINGS[name] | changes, "preprocessor_config.json")
+
+
+@pytest.fixture(scope="module", params=SETTINGS)
+def reference(request):
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    return request.param, Qwen2VLImageProcessorPil(**SETTINGS[request.param])
+
+
+def test_golden_covers_every_case():
+    assert [(name, (width, height)) for name, width, height, _, _ in GOLDEN] == [
+        (name, size) for name in SETTINGS for size in SIZES
+    ]
+    assert len(SIZES) == 20
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "height", "grid", "expected"), GOLDEN, ids=[f"{c[0]}-{c[1]}x{c[2]}" for c in GOLDEN]
+)
+def test_patches_equal_the_golden_ones(name, width, height, grid, expected):
+    pixel_values, grid_thw = preprocess([picture(width, height)], settings(name))
+    assert grid_thw.tolist() == [grid]
+    assert pixel_values.dtype == np.float32
+    assert digest(pixel_values) == expected
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 1400), (257, 255), (640, 480), (1600, 1200)], ids=str)
+def test_patches_equal_transformers_bit_for_bit(reference, size):
+    name, processor = reference
+    expected = processor(picture(*size), return_tensors="np")
+    pixel_values, grid_thw = preprocess([picture(*size)], settings(name))
+    np.testing.assert_array_equal(grid_thw, expected["image_grid_thw"])
+    np.testing.assert_array_equal(pixel_values.view(np.uint32), expected["pixel_values"].view(np.uint32))
+
+
+def test_several_pictures_stand_one_after_another(reference):
+    name, processor = reference
+    pictures = [picture(300, 200), picture(64, 64), picture(90, 410)]
+    expected = processor(pictures, return_tensors="np")
+    pixel_values, grid_thw = preprocess(pictures, settings(name))
+    np.testing.assert_array_equal(grid_thw, expected["image_grid_thw"])
+    np.testing.assert_array_equal(pixel_values, expected["pixel_values"])
+
+
+def test_no_picture_gives_no_patches():
+    pixel_values, grid_thw = preprocess([], settings())
+    assert pixel_values.shape == (0, 3 * 2 * 16 * 16)
+    assert grid_thw.shape == (0, 3)
+
+
+def test_every_level_is_exact_for_other_means_and_stds():
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    changes = {"image_mean": [0.1, 0.33333, 0.9], "image_std": [0.2, 1.7, 0.01], "temporal_patch_size": 3}
+    ramp = Image.fromarray(np.arange(256 * 256 * 3, dtype=np.uint32).reshape(256, 256, 3).astype(np.uint8))
+    expected = Qwen2VLImageProcessorPil(**QWEN3 | changes)(ramp, return_tensors="np")["pixel_values"]
+    pixel_values, _ = preprocess([ramp], settings(**changes))
+    np.testing.assert_array_equal(pixel_values.view(np.uint32), expected.view(np.uint32))
+
+
+def test_smart_resize_equals_transformers_over_many_sizes():
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize as reference_resize
+
+    bounds = {"factor": 32, "min_pixels": 65536, "max_pixels": 1048576}
+    sides = [1, 15, 16, 17, 47, 48, 49, 80, 112, 500, 512, 1000, 1024, 1040, 2001, 3200, 9999]
+    compared = 0
+    for height in sides:
+        for width in sides:
+            if max(height, width) <= 200 * min(height, width):
+                assert smart_resize(height, width, **bounds) == reference_resize(height, width, **bounds)
+                compared += 1
+    assert compared > 200
+
+
+def test_halves_round_to_even():
+    bounds = {"factor": 32, "min_pixels": 1, "max_pixels": 1 << 30}
+    assert smart_resize(48, 80, **bounds) == (64, 64)
+
+
+def test_aspect_ratio_of_200_is_allowed_and_more_is_not():
+    assert picture_grid(Image.new("RGB", (1400, 7)), settings()) == (1, 2, 228)
+    with pytest.raises(
+        InputError, match=r"1401x7 pixels has an aspect ratio of 200\.143, at most 200"
+    ) as caught:
+        preprocess([Image.new("RGB", (1401, 7))], settings())
+    assert "\n" not in str(caught.value)
+
+
+def test_settings_read_both_dialects():
+    new = settings("qwen3")
+    assert (new.min_pixels, new.max_pixels, new.patch_size, new.merge_size) == (65536, 1048576, 16, 2)
+    old = settings("qwen2")
+    assert (old.min_pixels, old.max_pixels, old.temporal_patch_size) == (3136, 602112, 2)
+    assert old.mean == tuple(QWEN2["image_mean"])
+    assert old.std == tuple(QWEN2["image_std"])
+
+
+def test_min_pixels_beside_a_size_wins_as_in_transformers():
+    both = settings("qwen3", min_pixels=1024, max_pixels=None)
+    assert (both.min_pixels, both.max_pixels) == (1024, 1048576)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"size": None}, "min_pixels is missing"),
+        ({"size": 224}, "size is 224"),
+        ({"size": {"shortest_edge": 0, "longest_edge": 9}}, "min_pixels is missing"),
+        ({"min_pixels": 10, "max_pixels": 9}, "min_pixels 10 is above max_pixels 9"),
+        ({"patch_size": "16"}, "patch_size is '16'"),
+        ({"patch_size": None}, "patch_size is missing"),
+        ({"merge_size": True}, "merge_size is True"),
+        ({"image_mean": [0.5]}, r"image_mean is \[0.5\]"),
+        ({"image_std": [0.5, 0, 0.5]}, "image_std holds 0, expected a number above 0"),
+        ({"image_mean": [0.5, "x", 0.5]}, "image_mean holds 'x', expected a number"),
+        ({"rescale_factor": -1}, "rescale_factor holds -1"),
+        ({"do_normalize": False}, "do_normalize is False, only True is supported"),
+        ({"resample": 2}, "resample is 2, only 3 is supported"),
+    ],
+    ids=str,
+)
+def test_impossible_settings_are_named(changes, message):
+    with pytest.raises(CheckpointError, match=f"^preprocessor_config.json: {message}") as caught:
+        settings("qwen3", **changes)
+    assert "\n" not in str(caught.value)
