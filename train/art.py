@@ -1,0 +1,316 @@
+"""The art that scenes are composed of: fetched by package name, drawn once, packed for the training machine.
+
+    uv run --extra train python -m train.art
+
+makes the pack in `train/art_cache/pack`: `things.json` and, for each style, `{style}.npz` with WebP pictures
+of 128x128 pixels. `load_pack` reads it back and needs numpy and Pillow only.
+
+Every training style is MIT, Apache-2.0 or CC BY 4.0. OpenMoji is CC BY-SA 4.0: it tests what was learned and
+is never trained on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import re
+import subprocess
+import tarfile
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from train.things import Thing, normalise, read_namings
+
+CACHE = Path(__file__).parent / "art_cache"
+PACK = CACHE / "pack"
+SIZE = 128  # pixels a side
+_EMOJI_DATA = "emojibase-data@17.0.0"  # MIT; labels, code points and groups
+_QUALITY = 90
+
+
+class ArtSet(NamedTuple):
+    """One style: the npm package that holds it and its licence."""
+
+    package: str
+    licence: str  # SPDX
+    author: str
+
+
+TRAINING_STYLES: Mapping[str, ArtSet] = {
+    "fluent-emoji": ArtSet("@iconify-json/fluent-emoji@1.2.7", "MIT", "Microsoft Corporation"),
+    "fluent-emoji-flat": ArtSet("@iconify-json/fluent-emoji-flat@1.2.6", "MIT", "Microsoft Corporation"),
+    "noto": ArtSet("@iconify-json/noto@1.2.9", "Apache-2.0", "Google LLC"),
+    "noto-v1": ArtSet("@iconify-json/noto-v1@1.2.5", "Apache-2.0", "Google LLC"),
+    "fxemoji": ArtSet("@iconify-json/fxemoji@1.2.2", "Apache-2.0", "Mozilla"),
+    "twemoji": ArtSet("@iconify-json/twemoji@1.2.5", "CC-BY-4.0", "Twitter, Inc. and other contributors"),
+    "emojione": ArtSet("@iconify-json/emojione@1.2.3", "CC-BY-4.0", "EmojiOne, Inc."),
+}
+TEST_STYLES: Mapping[str, ArtSet] = {
+    "openmoji": ArtSet("@iconify-json/openmoji@1.2.29", "CC-BY-SA-4.0", "OpenMoji"),
+}
+STYLES: Mapping[str, ArtSet] = {**TRAINING_STYLES, **TEST_STYLES}
+
+# FxEmojis' own names, where they are neither the label's nor another set's with the hyphens left out.
+_FXEMOJI_NAMES = {
+    "🐶": "dog", "🐕": "dogside", "🐱": "cat", "🐈": "catside", "🐯": "tiger", "🐅": "tigerside",
+    "🐷": "pig", "🐖": "pigside", "🐭": "mouse", "🐁": "mouseside", "🐰": "bunny", "🐇": "bunnyside",
+    "🐆": "leopardside", "🐉": "dragonside", "🐲": "dragonhead", "🐪": "dromedarycamel",
+    "🐫": "bactriancamel", "🐹": "hampster", "🐑": "sheep", "🐥": "frontfacingchick", "🕊️": "doveofpeace",
+    "🐳": "spurtingwhale", "🌊": "wave", "🌲": "evergreen", "🌾": "earofrice", "🍂": "fallingleaf",
+    "🍃": "leaffluttering", "🍆": "aubergine", "🌽": "earofmaize", "🌶️": "chilipepper", "🌰": "acorn",
+    "🍕": "sliceofpizza", "🍛": "curryandrice", "🍥": "fishcakeswirl", "🍶": "sakebottleandcup",
+    "🍽️": "forkknife", "🔪": "hocho", "🌍": "europeafricaglobe", "🌎": "americasglobe",
+    "🏔️": "snowmountains", "🏖️": "beachumbrella", "🌇": "sunsetoverbuildings", "🏠": "housebuilding",
+    "🏘️": "housebuildings", "🏤": "europeanpostoffice", "🏰": "europeancastle", "🗼": "toykotower",
+    "🚂": "steamlocomotive", "🚅": "highspeedtrainbulletnose", "🚙": "recreationalvehicle",
+    "🏎️": "racecar", "🚨": "policecarsrevolvinglight", "⚠️": "warningsign",
+    "⏳": "hourglassflowingsand", "🕰️": "manltepiececlock", "🕒": "clock3oclock", "🌧️": "raincloud",
+    "🌨️": "snowcloud", "⛈️": "stormcloud", "🌦️": "sunraincloud", "🎇": "fireworksparkler",
+    "🎊": "confetti", "🎁": "present", "🏮": "izakayalantern", "🏀": "basketballandhoop",
+    "🎾": "tennisball", "🎱": "billiards", "🎣": "fishingpoleandfish", "🎿": "skiandskiboot",
+    "🃏": "playingcardblackjoker", "💩": "poo", "🖼️": "framewithpicture", "🖌️": "lowerleftpaintbrush",
+    "🖍️": "lowerleftcrayon", "👔": "tie", "👕": "mansshirt", "👚": "womansshirt", "💎": "gem",
+    "👛": "pinkwallet", "👝": "makeupbag", "🎒": "schoolsatchel", "👞": "mensshoe", "👠": "heels",
+    "👡": "sandals", "👢": "boot", "🔊": "rightspeaker3soundwaves", "🎶": "multiplemusicalnotes",
+    "🎙️": "studiomic", "📱": "cellphone", "☎️": "blacktelephone", "📞": "telephonereceiver2",
+    "💻": "personalcomputer", "🖱️": "onebuttonmouse", "💾": "floppydisk2", "💿": "opticaldisc",
+    "📹": "handheldvideocamera", "📼": "videocasette", "🔦": "electrictorch",
+    "📔": "notebookdecorativecover", "📤": "outbox", "📫": "closedmailboxraised",
+    "🖋️": "lowerleftfountainpen", "🖊️": "lowerleftpen", "📈": "chartupwardstrend",
+    "📉": "chartdownwardstrend", "✂️": "blackscissors", "💵": "banknotedollar", "🔒": "lock",
+    "🔓": "openlock", "🔐": "lockandkey", "🔗": "linksymbol", "🗡️": "daggerknife",
+    "🔍": "leftmagnifyingglass", "🔎": "rightmagnifyingglass", "🚬": "smokingsymbol", "🗿": "moyai",
+    "🚩": "triangularflagonpost", "💬": "leftspeechbubble", "☀️": "whitesun", "⭐": "whitemediumstar",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Pack:
+    """The things and their art.
+
+    `styles[style][i]` is the picture of `things[i]`: 128x128 RGBA, straight alpha, colour 0 where alpha is 0.
+    It is blank where `available[style][i]` is False.
+    """
+
+    things: tuple[Thing, ...]
+    styles: dict[str, np.ndarray]  # uint8 [n_things, 128, 128, 4]
+    available: dict[str, np.ndarray]  # bool [n_things]
+
+
+def code_points(emoji: str) -> str:
+    """The code points in upper case, joined by "-", without variation selectors: "1F43C"."""
+    return "-".join(f"{ord(character):04X}" for character in emoji if character != "\ufe0f")
+
+
+def package_folder(package: str, cache_folder: Path = CACHE) -> Path:
+    """The unpacked npm package (`name@version`), fetched with npm if it is not there yet.
+
+    Raises:
+        subprocess.CalledProcessError: npm could not fetch it.
+    """
+    folder = cache_folder / "npm" / re.sub(r"[@/]+", "-", package).strip("-")
+    if not (folder / "package.json").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        command = ["npm", "pack", package, "--silent", "--pack-destination", str(folder)]
+        name = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1]
+        with tarfile.open(folder / name) as archive:
+            members = [member for member in archive if member.name.endswith(".json")]
+            for member in members:  # every file stands below one folder, named as the packer liked
+                target = folder / member.name.partition("/")[2]
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(archive.extractfile(member).read())  # pyright: ignore[reportOptionalMemberAccess]
+        (folder / name).unlink()
+    return folder
+
+
+@cache
+def _icon_set(style: str) -> dict:
+    return json.loads((package_folder(STYLES[style].package) / "icons.json").read_text(encoding="utf-8"))
+
+
+@cache
+def _icon_of_code(style: str) -> dict[str, str]:
+    """Icon names by code points, for the sets that list them."""
+    chars = package_folder(STYLES[style].package) / "chars.json"
+    listed = json.loads(chars.read_text(encoding="utf-8"))
+    return {
+        "-".join(p for p in code.upper().split("-") if p != "FE0F"): icon for code, icon in listed.items()
+    }
+
+
+@cache
+def _emoji_data() -> dict[str, dict]:
+    """emojibase's records by code points."""
+    folder = package_folder(_EMOJI_DATA)
+    records = json.loads((folder / "en" / "data.json").read_text(encoding="utf-8"))
+    return {code_points(record["emoji"]): record for record in records}
+
+
+@cache
+def _names_of_code(code: str) -> frozenset[str]:
+    """What any of the sets calls the emoji, aliases included, and its label: "red-apple", "apple"."""
+    names = {normalise(_emoji_data()[code]["label"]).replace(" ", "-")}
+    for style in STYLES:
+        if icon := _icon_of_code(style).get(code):
+            aliases = _icon_set(style).get("aliases", {})
+            parent = aliases.get(icon, {}).get("parent", icon)
+            names |= {icon, parent} | {alias for alias, entry in aliases.items() if entry["parent"] == parent}
+    return frozenset(names)
+
+
+def icon_name(style: str, emoji: str) -> str | None:
+    """The name of an emoji's icon in a style, or None: by its code points where listed, else by its names."""
+    icons = _icon_set(style)
+    known = icons["icons"].keys() | icons.get("aliases", {}).keys()
+    code = code_points(emoji)
+    if style == "fxemoji":
+        own = {code_points(key): value for key, value in _FXEMOJI_NAMES.items()}
+        names = [own[code]] if code in own else sorted(n.replace("-", "") for n in _names_of_code(code))
+    elif listed := _icon_of_code(style):
+        names = [listed.get(code, "")]
+    else:
+        names = sorted(_names_of_code(code))
+    return next((name for name in names if name in known), None)
+
+
+def icon_svg(style: str, name: str) -> str:
+    """The SVG document of an icon.
+
+    Raises:
+        ValueError: the name is an alias that turns or flips another icon (no thing needs one).
+    """
+    icons = _icon_set(style)
+    if alias := icons.get("aliases", {}).get(name):
+        if set(alias) - {"parent", "hidden"}:
+            raise ValueError(f"{style}: the icon {name!r} is a transformed {alias['parent']!r}")
+        return icon_svg(style, alias["parent"])
+    icon = icons["icons"][name]
+    box = [icon.get(key, icons.get(key, default)) for key, default in
+           (("left", 0), ("top", 0), ("width", 16), ("height", 16))]  # fmt: skip
+    return (
+        '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+        f'viewBox="{" ".join(map(str, box))}" width="{box[2]}" height="{box[3]}">{icon["body"]}</svg>'
+    )
+
+
+def draw(style: str, emoji: str, size: int = SIZE) -> Image.Image | None:
+    """The picture of an emoji in a style, `size` x `size` RGBA with straight alpha; None if it has none."""
+    import resvg_py  # noqa: PLC0415  (only those who draw need it, not those who load the pack)
+
+    name = icon_name(style, emoji)
+    if name is None:
+        return None
+    png = resvg_py.svg_to_bytes(svg_string=icon_svg(style, name), width=size, skip_system_fonts=True)
+    picture = Image.open(io.BytesIO(png)).convert("RGBA")
+    if picture.size == (size, size):
+        return picture
+    square = Image.new("RGBA", (size, size))
+    picture.thumbnail((size, size), Image.Resampling.LANCZOS)
+    square.paste(picture, ((size - picture.width) // 2, (size - picture.height) // 2))
+    return square
+
+
+def collect_things() -> list[Thing]:
+    """The named things with their code points, groups and ids, in the order of `things.txt`."""
+    meta = json.loads((package_folder(_EMOJI_DATA) / "meta" / "groups.json").read_text(encoding="utf-8"))
+    things = []
+    for naming in read_namings():
+        code = code_points(naming.emoji)
+        record = _emoji_data()[code]
+        things.append(
+            Thing(
+                id=normalise(record["label"]).replace(" ", "-"),
+                emoji=naming.emoji,
+                hexcode=code,
+                name=naming.name,
+                plural=naming.plural,
+                article=naming.article,
+                synonyms=naming.synonyms,
+                kind=naming.kind,
+                group=meta["groups"][str(record["group"])],
+                subgroup=meta["subgroups"][str(record["subgroup"])],
+            )
+        )
+    return things
+
+
+def encode(picture: Image.Image) -> bytes:
+    """WebP with alpha; the colour under full transparency is not kept."""
+    buffer = io.BytesIO()
+    picture.save(buffer, "WEBP", quality=_QUALITY, alpha_quality=100, method=4)
+    return buffer.getvalue()
+
+
+def decode(data: bytes) -> np.ndarray:
+    """uint8 [height, width, 4], straight alpha, colour 0 where alpha is 0."""
+    with Image.open(io.BytesIO(data)) as picture:
+        array = np.array(picture.convert("RGBA"))
+    array[array[..., 3] == 0] = 0  # else resizing would mix in whatever the encoder left there
+    return array
+
+
+def save_pack(
+    folder: Path, things: Iterable[Thing], pictures: Mapping[str, list[Image.Image | None]]
+) -> None:
+    """Write `things.json` and one `{style}.npz` for each style, with a picture (or None) for each thing."""
+    folder.mkdir(parents=True, exist_ok=True)
+    records = [asdict(thing) for thing in things]
+    (folder / "things.json").write_text(json.dumps(records, ensure_ascii=False, indent=1), encoding="utf-8")
+    for style, drawn in pictures.items():
+        coded = [encode(picture) if picture else b"" for picture in drawn]
+        np.savez(
+            folder / f"{style}.npz",
+            data=np.frombuffer(b"".join(coded), np.uint8),
+            ends=np.cumsum([len(item) for item in coded]),
+        )
+
+
+def load_pack(folder: Path | str = PACK, styles: Iterable[str] | None = None) -> Pack:
+    """Read a pack: all its styles, or the named ones.
+
+    Raises:
+        FileNotFoundError: there is no pack, or it lacks a named style.
+    """
+    folder = Path(folder)
+    records = json.loads((folder / "things.json").read_text(encoding="utf-8"))
+    things = tuple(Thing(**{**record, "synonyms": tuple(record["synonyms"])}) for record in records)
+    names = [path.stem for path in sorted(folder.glob("*.npz"))] if styles is None else list(styles)
+    art = {name: _load_style(folder / f"{name}.npz") for name in names}
+    return Pack(things, {k: v[0] for k, v in art.items()}, {k: v[1] for k, v in art.items()})
+
+
+def _load_style(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    with np.load(path) as archive:
+        data, ends = archive["data"].tobytes(), archive["ends"].tolist()
+    coded = [data[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+    with ThreadPoolExecutor() as pool:
+        decoded = list(pool.map(lambda item: decode(item) if item else None, coded))
+    side = next(picture.shape[0] for picture in decoded if picture is not None)
+    blank = np.zeros((side, side, 4), np.uint8)
+    available = np.array([picture is not None for picture in decoded])
+    return np.stack([blank if picture is None else picture for picture in decoded]), available
+
+
+def make_pack(folder: Path = PACK) -> None:
+    """Fetch the art if need be, draw every thing in every style and write the pack."""
+    things = collect_things()
+    pictures = {}
+    for style, art in STYLES.items():
+        pictures[style] = [draw(style, thing.emoji) for thing in things]
+        count = sum(picture is not None for picture in pictures[style])
+        print(f"{style}: {count} of {len(things)} things ({art.licence}, {art.author})")
+    save_pack(folder, things, pictures)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Fetch, draw and pack the art.")
+    parser.add_argument("--out", type=Path, default=PACK, help="folder to write (default: %(default)s)")
+    make_pack(parser.parse_args().out)
