@@ -97,7 +97,7 @@ def tiny_tensors(config: dict[str, Any], seed: int = 0) -> dict[str, np.ndarray]
         elif path[-1] == "bias":
             value = 0.1 * noise
         else:
-            value = noise / np.sqrt(shape[0]) if path[-1] == "kernel" else noise
+            value = noise / np.sqrt(shape[0]) if path[-1] == "kernel" else 0.3 * noise
         name = checkpoint_name(path)
         stored = value.T if path[-1] == "kernel" else value
         if name.endswith("patch_embed.proj.weight"):

@@ -1,0 +1,55 @@
+"""What a stream tells of itself: counts and times."""
+
+import time
+from collections import deque
+from dataclasses import dataclass, field
+
+import numpy as np
+
+_REMEMBERED = 65536  # latencies, so that an endless stream stays bounded
+
+
+@dataclass
+class StreamStats:
+    """Counts are tokens, times seconds on the host's clock, from the call that began the stream."""
+
+    prompt_tokens: int
+    image_tokens: int
+    new_tokens: int = 0
+    time_to_first_token: float | None = None
+    inter_token_latencies: deque[float] = field(default_factory=lambda: deque(maxlen=_REMEMBERED))
+    _begun: float = field(default_factory=time.perf_counter, repr=False)
+    _first: float = field(default=0.0, repr=False)
+    _last: float = field(default=0.0, repr=False)
+
+    def record_token(self) -> None:
+        """A token has reached the host."""
+        now = time.perf_counter()
+        if self.new_tokens == 0:
+            self.time_to_first_token = now - self._begun
+            self._first = now
+        else:
+            self.inter_token_latencies.append(now - self._last)
+        self._last = now
+        self.new_tokens += 1
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Behind the first token; None before there are two."""
+        elapsed = self._last - self._first
+        return (self.new_tokens - 1) / elapsed if elapsed > 0 else None
+
+    @property
+    def median_latency(self) -> float | None:
+        """Median time between two tokens."""
+        return self._latency(50)
+
+    @property
+    def p99_latency(self) -> float | None:
+        """99th percentile of the time between two tokens."""
+        return self._latency(99)
+
+    def _latency(self, percentile: float) -> float | None:
+        if not self.inter_token_latencies:
+            return None
+        return float(np.percentile(np.asarray(self.inter_token_latencies), percentile))
