@@ -1,0 +1,64 @@
+"""The frame of both commands: settings in, exit status out, one line for whatever goes wrong."""
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from cli.interrupts import Interrupts
+from cli.report import Report, report_for_stderr
+from cli.typed import UsageError
+
+DONE, FAILED, WRONG, CLOSED_PIPE = 0, 1, 2, 141  # 141: 128 + SIGPIPE, the shell's convention
+
+Body = Callable[..., int]
+
+
+def run_command(body: Body, purpose: str, argv: Sequence[str]) -> int:
+    """Run `body(settings, report, interrupts)` and return the process's exit status."""
+    interrupts = Interrupts()
+    interrupts.install()
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(encoding="utf-8", errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
+    report = report_for_stderr()
+    try:
+        return _run(body, purpose, argv, report, interrupts)
+    except BrokenPipeError:
+        status = CLOSED_PIPE
+    except UsageError as error:
+        status = _complain(report, error, WRONG)
+    except ValueError as error:
+        from models.errors import SaccadeError  # noqa: PLC0415  (imports JAX)
+
+        if not isinstance(error, SaccadeError):
+            raise
+        status = _complain(report, error, WRONG)
+    except (RuntimeError, OSError, MemoryError) as error:  # the device, the disk, the memory
+        status = _complain(report, error, FAILED)
+    _discard_output()
+    return status
+
+
+def _run(body: Body, purpose: str, argv: Sequence[str], report: Report, interrupts: Interrupts) -> int:
+    if "--help" in argv or "-h" in argv:
+        from cli.help import help_text  # noqa: PLC0415
+
+        print(help_text(os.path.basename(sys.argv[0]), purpose), flush=True)
+        return DONE
+    from cli.settings import parse_settings  # noqa: PLC0415  (imports Hydra)
+
+    return body(parse_settings(argv), report, interrupts)
+
+
+def _complain(report: Report, error: Exception, status: int) -> int:
+    report.end()
+    text = " ".join(str(error).split()) or type(error).__name__
+    with contextlib.suppress(OSError):
+        report.line(f"error: {text}")
+    return status
+
+
+def _discard_output() -> None:
+    """What could not be written must not be tried again when the interpreter ends."""
+    devnull = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(devnull, sys.stdout.fileno())

@@ -1,0 +1,81 @@
+"""What goes to standard output: the text as it is made, or a JSON object per line."""
+
+import json
+import math
+import sys
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from conf.schema import Output
+
+
+class Writer(Protocol):
+    def token(self, index: int, token: Any, alternatives: Sequence[tuple[int, float]]) -> None:
+        """A token of a stream: `token` is (token_id, text, logprob)."""
+        ...
+
+    def row(self, header: str | None, row: dict[str, Any]) -> None:
+        """A whole answer; `header` tells several apart."""
+        ...
+
+    def close(self, rest: str, summary: dict[str, Any]) -> None:
+        """The end of the output; `rest` is text that no token has brought."""
+        ...
+
+
+class TextWriter:
+    """The text alone, flushed with every token; a stream ends with one line break."""
+
+    def __init__(self) -> None:
+        self._streaming = False
+
+    def token(self, index: int, token: Any, alternatives: Sequence[tuple[int, float]]) -> None:
+        self._streaming = True
+        sys.stdout.write(token.text)
+        sys.stdout.flush()
+
+    def row(self, header: str | None, row: dict[str, Any]) -> None:
+        sys.stdout.write(f"{row['text']}\n" if header is None else f"== {header}\n{row['text']}\n\n")
+        sys.stdout.flush()
+
+    def close(self, rest: str, summary: dict[str, Any]) -> None:
+        if self._streaming:
+            sys.stdout.write(f"{rest}\n")
+            sys.stdout.flush()
+
+
+class JsonWriter:
+    """One ASCII JSON object per line, so that no text can break a line; the last one is the summary."""
+
+    def token(self, index: int, token: Any, alternatives: Sequence[tuple[int, float]]) -> None:
+        line = {"index": index, "token_id": token.token_id, "text": token.text, "logprob": token.logprob}
+        if alternatives:
+            line["top_logprobs"] = [list(pair) for pair in alternatives]
+        self._write(line)
+
+    def row(self, header: str | None, row: dict[str, Any]) -> None:
+        self._write(row)
+
+    def close(self, rest: str, summary: dict[str, Any]) -> None:
+        self._write({"rest": rest} | summary if rest else summary)
+
+    def _write(self, line: dict[str, Any]) -> None:
+        sys.stdout.write(json.dumps(_plain(line), allow_nan=False) + "\n")
+        sys.stdout.flush()
+
+
+def writer_for(output: Output) -> Writer:
+    return JsonWriter() if output is Output.jsonl else TextWriter()
+
+
+def _plain(value: Any) -> Any:
+    """JSON knows neither infinities nor numpy's numbers: null and Python's stand for them."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,133 @@
+"""From the command line to `Settings`, with one line for whatever is wrong."""
+
+import dataclasses
+import difflib
+from collections.abc import Iterator, Sequence
+from dataclasses import Field
+from typing import Any, get_type_hints
+
+from hydra import compose, initialize
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from cli.typed import UsageError, check_unicode, parse_list, shorten
+from conf.schema import GROUP_OPTIONS, Range, Settings, register
+
+
+def fields_by_key(schema: type = Settings, prefix: str = "") -> dict[str, Field]:
+    """Every setting of the schema, by its dotted key."""
+    return dict(_walk(schema, prefix))
+
+
+def _walk(schema: type, prefix: str) -> Iterator[tuple[str, Field]]:
+    hints = get_type_hints(schema)
+    for entry in dataclasses.fields(schema):
+        if dataclasses.is_dataclass(hints[entry.name]):
+            yield from _walk(hints[entry.name], f"{prefix}{entry.name}.")
+        elif entry.metadata:
+            yield prefix + entry.name, entry
+
+
+def parse_settings(argv: Sequence[str]) -> Settings:
+    """The settings after `argv`'s overrides `key=value`; of two for one key the last holds.
+
+    Raises:
+        UsageError: an argument that is no override, an unknown key, a value of the wrong type.
+    """
+    fields = fields_by_key()
+    typed: dict[str, str] = {}
+    overrides: dict[str, str] = {}
+    for argument in argv:
+        key, value = _split(argument, fields)
+        (typed if key in fields and fields[key].metadata["typed_by_user"] else overrides)[key] = value
+    settings = _compose(overrides, fields)
+    for key in overrides.keys() & fields.keys():
+        _check_range(key, overrides[key], settings, fields[key])
+    for key, value in typed.items():
+        _assign(settings, key, value)
+    return settings
+
+
+def _split(argument: str, fields: dict[str, Field]) -> tuple[str, str]:
+    key, equals, value = argument.partition("=")
+    if key in GROUP_OPTIONS and equals:
+        if value not in GROUP_OPTIONS[key]:
+            raise UsageError(f"{key}: got {shorten(value)}; allowed: {', '.join(GROUP_OPTIONS[key])}")
+    elif key not in fields:
+        raise UsageError(_unknown(argument, key, bool(equals), fields))
+    elif not equals:
+        raise UsageError(f"{key}: got no value; allowed: {fields[key].metadata['allowed']}")
+    return key, value
+
+
+def _unknown(argument: str, key: str, has_value: bool, fields: dict[str, Field]) -> str:
+    name = key.lstrip("-+~")
+    nearest = nearest_key(name, fields)
+    if has_value or nearest in {name, f"inference.{name}", f"sampling.{name}"} or "." in name:
+        what = f"unknown setting {shorten(key)}"
+    else:
+        what = f"{shorten(argument)} is not a setting (a value with spaces needs quotation marks)"
+    return f"{what}; write KEY=VALUE; nearest key: {nearest}; --help lists all"
+
+
+def nearest_key(name: str, keys: Any) -> str:
+    """The key of the schema that looks most like `name`, by its full or its last part."""
+
+    def likeness(key: str) -> float:
+        forms = (key, key.rpartition(".")[2])
+        return max(difflib.SequenceMatcher(None, name, form).ratio() for form in forms)
+
+    return max(keys, key=likeness)
+
+
+def _compose(overrides: dict[str, str], fields: dict[str, Field]) -> Settings:
+    register()
+    GlobalHydra.instance().clear()
+    with initialize(config_path=None, version_base="1.3"):
+        try:
+            return _to_settings(overrides)
+        except (HydraException, OmegaConfBaseException):
+            for key, value in overrides.items():
+                _check_alone(key, value, fields)
+            raise  # unreachable as long as settings do not depend on each other
+
+
+def _check_alone(key: str, value: str, fields: dict[str, Field]) -> None:
+    try:
+        _to_settings({key: value})
+    except (HydraException, OmegaConfBaseException):
+        allowed = fields[key].metadata["allowed"]
+        raise UsageError(f"{key}: got {shorten(value)}; allowed: {allowed}") from None
+
+
+def _check_range(key: str, given: str, settings: Settings, entry: Field) -> None:
+    value: Any = settings
+    for name in key.split("."):
+        value = getattr(value, name)
+    limits: Range | None = entry.metadata["limits"]
+    if limits is None or value is None:
+        return
+    numbers = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
+    if not all(number in limits for number in numbers):
+        raise UsageError(f"{key}: got {shorten(given)}; allowed: {entry.metadata['allowed']}")
+
+
+def _to_settings(overrides: dict[str, str]) -> Settings:
+    # `++` lets a dictionary take new keys; _split has refused unknown ones.
+    plain = [f"{'' if key in GROUP_OPTIONS else '++'}{key}={value}" for key, value in overrides.items()]
+    config: DictConfig = compose("settings", overrides=plain)
+    settings = OmegaConf.to_object(config)
+    assert isinstance(settings, Settings)
+    return settings
+
+
+def _assign(settings: Settings, key: str, value: str) -> None:
+    group_name, _, name = key.partition(".")
+    group = getattr(settings, group_name)
+    parsed = parse_list(key, value) if isinstance(getattr(group, name), list) else value
+    if key not in {"inference.image", "inference.prompts_file", "model.name"}:  # paths may hold any bytes
+        for text in [parsed] if isinstance(parsed, str) else parsed:
+            check_unicode(key, text)
+    setattr(group, name, parsed)

@@ -1,0 +1,185 @@
+"""The settings of `run.py` and `run_streaming.py`.
+
+Each dataclass is a Hydra group. A field's metadata says what it means (`help`) and what it accepts
+(`allowed`, `limits`); the commands' `--help` and their error lines are made from it. `typed_by_user` marks
+text and paths: their values are taken as they were typed and never pass through Hydra's grammar.
+"""
+# ruff: noqa: RUF009  (the functions called in the dataclasses return fields)
+
+import math
+from dataclasses import MISSING, Field, dataclass, field
+from enum import Enum
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+
+
+@dataclass(frozen=True)
+class Range:
+    """The numbers from `low` to `high`, both inside, or without `low` where `above` is set."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    above: bool = False
+
+    def __contains__(self, number: float) -> bool:
+        return (
+            math.isfinite(number)
+            and self.low <= number <= self.high
+            and not (self.above and number == self.low)
+        )
+
+    def __str__(self) -> str:
+        bounds = [] if self.low == -math.inf else [f"{'>' if self.above else '>='} {self.low:.10g}"]
+        if self.high != math.inf:
+            bounds.append(f"<= {self.high:.10g}")
+        return " and ".join(bounds)
+
+
+def _field(default: Any, **metadata: Any) -> Any:
+    """A dataclass field; a list or dictionary as `default` stands for a fresh copy of it."""
+    if isinstance(default, list | dict):
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def setting(default: Any, meaning: str, allowed: str) -> Any:
+    return _field(default, help=meaning, allowed=allowed, limits=None, typed_by_user=False)
+
+
+def typed(default: Any, meaning: str, allowed: str) -> Any:
+    return _field(default, help=meaning, allowed=allowed, limits=None, typed_by_user=True)
+
+
+def number(default: Any, meaning: str, kind: str, limits: Range, note: str = "") -> Any:
+    allowed = " ".join(filter(None, [kind, str(limits), note, "or null" if default is None else ""]))
+    return _field(default, help=meaning, allowed=allowed, limits=limits, typed_by_user=False)
+
+
+class Dtype(Enum):
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+class Logprobs(Enum):
+    raw = "raw"
+    processed = "processed"
+
+
+class Output(Enum):
+    text = "text"
+    jsonl = "jsonl"
+
+
+@dataclass
+class ModelSettings:
+    name: str = typed(
+        "embedded",
+        "the checkpoint",
+        "'embedded' (ships with Saccade), a directory in Hugging Face format, or a hub id",
+    )
+    dtype: Dtype | None = setting(
+        None, "type of weights and computation", "float32, bfloat16, or null: what suits the device"
+    )
+
+
+@dataclass
+class SamplingSettings:
+    """null: what the checkpoint's generation_config.json says, else `sample.SamplingConfig`'s own default."""
+
+    temperature: float | None = number(
+        None, "spread of the distribution", "a number", Range(0, 1e6), "(0: greedy)"
+    )
+    top_k: int | None = number(
+        None, "keep the k likeliest tokens", "an integer", Range(0, 2**31 - 1), "(0: off)"
+    )
+    top_p: float | None = number(
+        None,
+        "keep the likeliest tokens that together reach this probability",
+        "a number",
+        Range(0, 1, above=True),
+    )
+    min_p: float | None = number(
+        None, "drop tokens below this share of the likeliest one's probability", "a number", Range(0, 1)
+    )
+    repetition_penalty: float | None = number(
+        None, "weaken tokens that prompt or answer holds", "a number", Range(0.01, 100), "(1: off)"
+    )
+    presence_penalty: float | None = number(
+        None, "taken off the logit of each token in the answer", "a number", Range(-2, 2), "(0: off)"
+    )
+    frequency_penalty: float | None = number(
+        None,
+        "taken off it for each time that the answer holds the token",
+        "a number",
+        Range(-2, 2),
+        "(0: off)",
+    )
+    logit_bias: dict[int, float] = number(
+        {}, "added to the logits of single tokens", "{token_id:bias,...}, each bias", Range(-100, 100)
+    )
+    max_new_tokens: int | None = number(
+        None, "the longest answer, in tokens", "an integer", Range(1, 2**31 - 1)
+    )
+    eos_id: list[int] | None = number(
+        None, "tokens that end the answer", "a list [id,...] of integers", Range(0, 2**31 - 1)
+    )
+    pad_id: int | None = number(
+        None, "stands after the end of a shorter row", "an integer", Range(0, 2**31 - 1)
+    )
+    stop: list[str] = typed(
+        [], "texts that end the answer and are not shown", "one text, a list [a,b], or null"
+    )
+    logprobs: Logprobs = setting(
+        Logprobs.raw, "log-probabilities before or after temperature and filters", "raw or processed"
+    )
+    top_logprobs: int = number(
+        0, "alternatives listed beside each token by output=jsonl", "an integer", Range(0, 20)
+    )
+    seed: int = number(42, "same seed, same answer", "an integer", Range(0, 2**32 - 1))
+
+
+@dataclass
+class InferenceSettings:
+    image: list[str] = typed(
+        [],
+        "the picture; without it, text only",
+        "a path, a list [a.png,b.png] of pictures for one prompt, null, or (run.py) a directory: a batch",
+    )
+    prompt: str = typed("Describe this image", "what to ask", "any text, as typed")
+    prompts: list[str] = typed([], "several prompts (run.py): a batch", "a list [a,b]")
+    prompts_file: str | None = typed(None, "the same, a prompt on each line", "a path")
+    system: str | None = typed(None, "a system message before the prompt", "any text, as typed")
+    max_image_pixels: int | None = number(
+        None, "refuse a picture of more pixels, before decoding it", "an integer", Range(1)
+    )
+
+
+@dataclass
+class Settings:
+    defaults: list[Any] = field(default_factory=lambda: ["_self_", {"sampling": "checkpoint"}])
+    model: ModelSettings = field(default_factory=ModelSettings)
+    sampling: SamplingSettings = field(default_factory=SamplingSettings)
+    inference: InferenceSettings = field(default_factory=InferenceSettings)
+    output: Output = setting(
+        Output.text, "what standard output gets", "text, or jsonl: a JSON object for each token"
+    )
+
+
+# Options of a group, chosen with `sampling=greedy`; single settings override them.
+GROUP_OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
+    "sampling": {"checkpoint": {}, "greedy": {"temperature": 0.0}},
+}
+
+
+def register() -> None:
+    """Make the schema and the options of the groups known to Hydra; harmless to repeat."""
+    store = ConfigStore.instance()
+    store.store(name="settings", node=Settings)
+    for group, options in GROUP_OPTIONS.items():
+        for name, values in options.items():
+            store.store(group=group, name=name, node=values)
+
+
+def default_of(entry: Field) -> Any:
+    return entry.default if entry.default is not MISSING else entry.default_factory()  # pyright: ignore[reportCallIssue]
