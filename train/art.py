@@ -89,7 +89,15 @@ _FXEMOJI_NAMES = {
     "🔓": "openlock", "🔐": "lockandkey", "🔗": "linksymbol", "🗡️": "daggerknife",
     "🔍": "leftmagnifyingglass", "🔎": "rightmagnifyingglass", "🚬": "smokingsymbol", "🗿": "moyai",
     "🚩": "triangularflagonpost", "💬": "leftspeechbubble", "☀️": "whitesun", "⭐": "whitemediumstar",
+    "🌟": "star", "🚧": "constructionsign", "🏗️": "construction", "⌨️": "wiredkeyboard", "🎹": "keyboard",
+    "🕶️": "darksunglasses", "⚡": "bolt", "🌂": "umbrella",
 }  # fmt: skip
+
+# Icons that bear the emoji's name and show something else (a cricket bat, a window on a screen, a closed
+# umbrella) or nothing that can be seen (a black box).
+_UNFIT = frozenset(
+    {("noto-v1", "🦗"), ("emojione", "🦗"), ("fxemoji", "🪟"), ("fxemoji", "☂️"), ("fxemoji", "🚋")}
+)
 
 
 @dataclass(frozen=True)
@@ -168,6 +176,8 @@ def _names_of_code(code: str) -> frozenset[str]:
 
 def icon_name(style: str, emoji: str) -> str | None:
     """The name of an emoji's icon in a style, or None: by its code points where listed, else by its names."""
+    if (style, emoji) in _UNFIT:
+        return None
     icons = _icon_set(style)
     known = icons["icons"].keys() | icons.get("aliases", {}).keys()
     code = code_points(emoji)
