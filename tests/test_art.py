@@ -1,0 +1,125 @@
+"""The art's styles, its pack and the example pictures composed from it."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from train import art
+from train.things import Thing
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+PICTURES = ("panda_climbing", "coffee_laptop", "mountain_landscape", "f35_takeoff", "stadium_aerial")
+
+
+def make_thing(name: str) -> Thing:
+    return Thing(name, "🐼", "1F43C", name, name + "s", "a", ("one", "two"), "animal", "group", "subgroup")
+
+
+def disc(colour: tuple[int, int, int]) -> Image.Image:
+    """A disc on transparent ground, with a soft edge."""
+    y, x = np.mgrid[:128, :128]
+    alpha = np.clip((50 - np.hypot(x - 63.5, y - 63.5)) * 40 + 128, 0, 255)
+    picture = np.zeros((128, 128, 4), np.uint8)
+    picture[..., :3] = colour
+    picture[..., 3] = alpha
+    return Image.fromarray(picture)
+
+
+def test_only_free_styles_train_and_openmoji_does_not() -> None:
+    assert "openmoji" not in art.TRAINING_STYLES
+    assert not any("openmoji" in style.package for style in art.TRAINING_STYLES.values())
+    assert {style.licence for style in art.TRAINING_STYLES.values()} == {"MIT", "Apache-2.0", "CC-BY-4.0"}
+    assert set(art.TEST_STYLES) == {"openmoji"}
+
+
+def test_pack_round_trip(tmp_path: Path) -> None:
+    things = [make_thing("disc"), make_thing("blank")]
+    art.save_pack(tmp_path, things, {"red": [disc((220, 30, 40)), None], "blue": [disc((0, 0, 250))] * 2})
+    pack = art.load_pack(tmp_path)
+    assert pack.things == tuple(things)
+    assert set(pack.styles) == {"red", "blue"}
+    assert pack.styles["red"].shape == (2, 128, 128, 4)
+    assert pack.styles["red"].dtype == np.uint8
+    assert pack.available["red"].tolist() == [True, False]
+    assert pack.available["blue"].tolist() == [True, True]
+    assert not pack.styles["red"][1].any()
+    picture = pack.styles["red"][0]
+    np.testing.assert_array_equal(picture[..., 3], np.asarray(disc((0, 0, 0)))[..., 3])  # alpha is lossless
+    assert np.abs(picture[64, 64, :3].astype(int) - (220, 30, 40)).max() <= 8
+    assert not picture[picture[..., 3] == 0].any()
+
+
+def test_the_edge_keeps_its_colour(tmp_path: Path) -> None:
+    art.save_pack(tmp_path, [make_thing("disc")], {"white": [disc((255, 255, 255))]})
+    picture = art.load_pack(tmp_path).styles["white"][0]
+    assert picture[picture[..., 3] > 0][:, :3].min() >= 240  # no dark rim from the transparent ground
+
+
+def test_load_pack_can_leave_styles_out(tmp_path: Path) -> None:
+    art.save_pack(tmp_path, [make_thing("disc")], {"red": [disc((255, 0, 0))], "openmoji": [disc((0, 0, 0))]})
+    assert set(art.load_pack(tmp_path, ["red"]).styles) == {"red"}
+
+
+def test_load_pack_names_what_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="things"):
+        art.load_pack(tmp_path)
+    art.save_pack(tmp_path, [make_thing("disc")], {"red": [disc((255, 0, 0))]})
+    with pytest.raises(FileNotFoundError, match="noto"):
+        art.load_pack(tmp_path, ["noto"])
+
+
+def test_code_points() -> None:
+    assert art.code_points("☀️") == "2600"
+    assert art.code_points("🐻‍❄️") == "1F43B-200D-2744"
+
+
+def test_example_pictures_are_large_and_light() -> None:
+    for name in PICTURES:
+        path = EXAMPLES / "imgs" / f"{name}.png"
+        with Image.open(path) as picture:
+            assert min(picture.size) >= 512, name
+            assert picture.mode == "RGB", name
+            colours = np.unique(np.asarray(picture).reshape(-1, 3)[::97], axis=0)
+            assert len(colours) > 200, name  # nothing blank
+        assert path.stat().st_size < 400_000, name
+
+
+def test_the_examples_readme_carries_the_licence_and_every_picture() -> None:
+    text = (EXAMPLES / "README.md").read_text(encoding="utf-8")
+    assert "Copyright (c) Microsoft Corporation" in text
+    assert "Permission is hereby granted, free of charge" in text
+    for name in PICTURES:
+        assert f"`{name}.png`" in text
+
+
+@pytest.mark.network
+def test_the_examples_are_what_the_script_composes(tmp_path: Path) -> None:
+    pytest.importorskip("resvg_py", reason="the art is drawn with resvg-py (extra: train)")
+    runpy.run_path(str(EXAMPLES / "make_imgs.py"))["main"](tmp_path)
+    for name in PICTURES:
+        made, shipped = Image.open(tmp_path / f"{name}.png"), Image.open(EXAMPLES / "imgs" / f"{name}.png")
+        difference = np.asarray(made, np.int16) - np.asarray(shipped, np.int16)
+        assert np.abs(difference).max() <= 3, name  # rounding may differ between machines
+
+
+@pytest.mark.network
+def test_every_thing_has_art_in_the_large_styles() -> None:
+    pytest.importorskip("resvg_py", reason="the art is drawn with resvg-py (extra: train)")
+    things = art.collect_things()
+    assert len({thing.id for thing in things}) == len(things)
+    for style in ("fluent-emoji", "fluent-emoji-flat", "noto", "twemoji", "openmoji"):
+        missing = [thing.name for thing in things if art.icon_name(style, thing.emoji) is None]
+        assert missing == [], style
+    for style in ("noto-v1", "emojione", "fxemoji"):
+        assert sum(art.icon_name(style, thing.emoji) is not None for thing in things) > 450, style
+    for style in art.STYLES:
+        picture = art.draw(style, "🐼")
+        assert picture is not None
+        assert picture.size == (128, 128)
+        assert picture.mode == "RGBA"
+        assert picture.getextrema()[3] == (0, 255)
