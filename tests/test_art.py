@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import runpy
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,14 @@ def disc(colour: tuple[int, int, int]) -> Image.Image:
     picture[..., :3] = colour
     picture[..., 3] = alpha
     return Image.fromarray(picture)
+
+
+@pytest.fixture
+def tools() -> None:
+    """Skips where the art cannot be fetched or drawn."""
+    pytest.importorskip("resvg_py", reason="the art is drawn with resvg-py (extra: train)")
+    if shutil.which("npm") is None:
+        pytest.skip("the art is fetched with npm, which is not installed")
 
 
 def test_only_free_styles_train_and_openmoji_does_not() -> None:
@@ -98,8 +107,8 @@ def test_the_examples_readme_carries_the_licence_and_every_picture() -> None:
 
 
 @pytest.mark.network
+@pytest.mark.usefixtures("tools")
 def test_the_examples_are_what_the_script_composes(tmp_path: Path) -> None:
-    pytest.importorskip("resvg_py", reason="the art is drawn with resvg-py (extra: train)")
     runpy.run_path(str(EXAMPLES / "make_imgs.py"))["main"](tmp_path)
     for name in PICTURES:
         made, shipped = Image.open(tmp_path / f"{name}.png"), Image.open(EXAMPLES / "imgs" / f"{name}.png")
@@ -108,8 +117,8 @@ def test_the_examples_are_what_the_script_composes(tmp_path: Path) -> None:
 
 
 @pytest.mark.network
+@pytest.mark.usefixtures("tools")
 def test_every_thing_has_art_in_the_large_styles() -> None:
-    pytest.importorskip("resvg_py", reason="the art is drawn with resvg-py (extra: train)")
     things = art.collect_things()
     assert len({thing.id for thing in things}) == len(things)
     for style in ("fluent-emoji", "fluent-emoji-flat", "noto", "twemoji", "openmoji"):
