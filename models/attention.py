@@ -16,7 +16,7 @@ MASKED = jnp.finfo(jnp.float32).min
 
 def causal_attention(
     q: Float[Array, "B T Hq D"],
-    k: Float[Array, "B H S D"],
+    k: Float[Array, "B H D S"],
     v: Float[Array, "B H S D"],
     slots: Int[Array, "B T"],
     filled: int | None = None,
@@ -28,9 +28,9 @@ def causal_attention(
         filled: a bound on `slots + 1` known while tracing (a prefill); without it the bound is read
             from `slots` on the device (a decode step), so that the cost follows the filled part.
     """
-    block = _block_size(k.shape[2], filled)
+    block = _block_size(v.shape[2], filled)
     bound = jnp.max(slots) + 1 if filled is None else filled
-    blocks = 1 if block == k.shape[2] else (bound + block - 1) // block
+    blocks = 1 if block == v.shape[2] else (bound + block - 1) // block
 
     def visible(start: Array | int) -> Bool[Array, "B 1 T S"]:
         return (start + jnp.arange(block) <= slots[..., None])[:, None]
@@ -45,13 +45,13 @@ def segment_attention(
     segments: Int[Array, "P"],
 ) -> Float[Array, "1 P H D"]:
     """Each patch attends to all patches of its own segment (a frame of a picture)."""
-    block = math.gcd(k.shape[2], BLOCK)
+    block = math.gcd(v.shape[2], BLOCK)
 
     def visible(start: Array | int) -> Bool[Array, "1 1 P S"]:
         own = jax.lax.dynamic_slice_in_dim(segments, start, block)
         return (segments[:, None] == own)[None, None]
 
-    return _attend(q, k, v, visible, k.shape[2] // block, block)
+    return _attend(q, k, v, visible, v.shape[2] // block, block)
 
 
 def _block_size(slots: int, filled: int | None) -> int:
@@ -63,7 +63,7 @@ def _block_size(slots: int, filled: int | None) -> int:
 
 def _attend(
     q: Float[Array, "B T Hq D"],
-    k: Float[Array, "B H S D"],
+    k: Float[Array, "B H D S"],
     v: Float[Array, "B H S D"],
     visible: Callable[[Array | int], Bool[Array, "..."]],
     blocks: Array | int,
@@ -77,9 +77,9 @@ def _attend(
     def step(i: Array | int, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         top, total, mixed = carry
         start = i * block
-        kb = jax.lax.dynamic_slice_in_dim(k, start, block, axis=2)
+        kb = jax.lax.dynamic_slice_in_dim(k, start, block, axis=3)
         vb = jax.lax.dynamic_slice_in_dim(v, start, block, axis=2)
-        scores = jnp.einsum("bhgtd,bhsd->bhgts", q, kb, preferred_element_type=jnp.float32)
+        scores = jnp.einsum("bhgtd,bhds->bhgts", q, kb, preferred_element_type=jnp.float32)
         scores = jnp.where(visible(start)[:, :, None], scores, MASKED)
         new_top = jnp.maximum(top, scores.max(-1, keepdims=True))
         weights = jnp.exp(scores - new_top)

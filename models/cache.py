@@ -1,5 +1,6 @@
 """The key/value cache: one buffer per layer, written in place where its owner donates it."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -13,22 +14,35 @@ class KVCache(NamedTuple):
     A row's tokens fill its slots 0, 1, 2, ... without a gap; what lies behind them is never read.
     """
 
-    keys: tuple[Float[Array, "B H S D"], ...]
+    keys: tuple[Float[Array, "B H D S"], ...]  # transposed, as the product with queries reads them
     values: tuple[Float[Array, "B H S D"], ...]
 
     @classmethod
     def empty(
         cls, layers: int, batch: int, heads: int, slots: int, head_dim: int, dtype: jnp.dtype
     ) -> "KVCache":
-        """A cache of zeros: `layers` times two buffers `[batch, heads, slots, head_dim]`."""
-        shape = (batch, heads, slots, head_dim)
-        make = lambda: tuple(jnp.zeros(shape, dtype) for _ in range(layers))  # noqa: E731
-        return cls(make(), make())
+        """A cache of zeros, `layers` times two buffers."""
+        keys = tuple(jnp.zeros((batch, heads, head_dim, slots), dtype) for _ in range(layers))
+        values = tuple(jnp.zeros((batch, heads, slots, head_dim), dtype) for _ in range(layers))
+        return cls(keys, values)
 
 
-def write(
+def write_keys(
+    buffer: Float[Array, "B H D S"], new: Float[Array, "B T H D"], start: Int[Array, "B"]
+) -> Float[Array, "B H D S"]:
+    """Store each row's T new keys from its own slot `start` on; `start + T` must not pass S."""
+    return _write(buffer, jnp.transpose(new, (0, 2, 3, 1)), lambda at: (0, 0, at), start)
+
+
+def write_values(
     buffer: Float[Array, "B H S D"], new: Float[Array, "B T H D"], start: Int[Array, "B"]
 ) -> Float[Array, "B H S D"]:
-    """Store each row's T new entries from its own slot `start` on; `start + T` must not pass S."""
-    one_row = lambda row, entries, at: jax.lax.dynamic_update_slice(row, entries, (0, at, 0))  # noqa: E731
-    return jax.vmap(one_row)(buffer, new.swapaxes(1, 2).astype(buffer.dtype), start)
+    """Store each row's T new values from its own slot `start` on; `start + T` must not pass S."""
+    return _write(buffer, new.swapaxes(1, 2), lambda at: (0, at, 0), start)
+
+
+def _write(buffer: Array, new: Array, corner: Callable[[Array], tuple], start: Array) -> Array:
+    def one_row(row: Array, entries: Array, at: Array) -> Array:
+        return jax.lax.dynamic_update_slice(row, entries, corner(at))
+
+    return jax.vmap(one_row)(buffer, new.astype(buffer.dtype), start)

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from models.attention import causal_attention, segment_attention
 from models.blocks import Embedding, GatedMLP, LayerNorm, Linear, RMSNorm
-from models.cache import KVCache, write
+from models.cache import KVCache, write_keys, write_values
 from models.config import Qwen3VLConfig, TextConfig, VisionConfig
 from models.qwen3_vl_layout import VisionLayout, prompt_positions, vision_layout
 from models.rope import axial_angles, mrope_angles, rotate
@@ -48,7 +48,9 @@ class VisionAttention(nn.Module):
         c = self.config
         qkv = Linear(3 * c.hidden_size, name="qkv")(x).reshape(-1, 3, c.num_heads, c.head_dim)
         q, k = rotate(qkv[:, 0], angles), rotate(qkv[:, 1], angles)
-        mixed = segment_attention(q[None], k.swapaxes(0, 1)[None], qkv[:, 2].swapaxes(0, 1)[None], segments)
+        mixed = segment_attention(
+            q[None], k.transpose(1, 2, 0)[None], qkv[:, 2].swapaxes(0, 1)[None], segments
+        )
         return Linear(c.hidden_size, name="proj")(mixed[0].reshape(-1, c.hidden_size))
 
 
@@ -136,9 +138,9 @@ class SelfAttention(nn.Module):
         q = rotate(RMSNorm(c.rms_norm_eps, name="q_norm")(q), angles)
         k = rotate(RMSNorm(c.rms_norm_eps, name="k_norm")(k), angles)
         if buffers is None:
-            keys, values = k.swapaxes(1, 2), v.swapaxes(1, 2)
+            keys, values = k.transpose(0, 2, 3, 1), v.swapaxes(1, 2)
         else:
-            keys, values = write(buffers[0], k, start), write(buffers[1], v, start)
+            keys, values = write_keys(buffers[0], k, start), write_values(buffers[1], v, start)
         slots = start[:, None] + jnp.arange(x.shape[1])
         mixed = causal_attention(q, keys, values, slots, filled).reshape(*x.shape[:2], -1)
         return Linear(c.hidden_size, c.attention_bias, name="o_proj")(mixed), (keys, values)
