@@ -27,8 +27,9 @@ _DECODER_ERRORS = (
     TypeError,
     LookupError,
     ArithmeticError,
+    AttributeError,
     EOFError,
-    NotImplementedError,
+    RuntimeError,
     struct.error,
     zlib.error,
 )

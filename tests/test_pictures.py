@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 import sample.pictures
 from models.errors import InputError
@@ -18,6 +18,9 @@ from sample.pictures import open_picture
 
 RAMP = np.stack(np.broadcast_arrays(*np.ogrid[:40, :60], np.array(90)), axis=-1).astype(np.uint8) * (1, 2, 1)
 RGB = Image.fromarray(RAMP.astype(np.uint8))
+
+
+AVIF = ["AVIF"] if features.check("avif") else []
 
 
 def encoded(image: Image.Image, kind: str, **options) -> bytes:
@@ -218,7 +221,7 @@ def test_truncated_files(kind):
 def test_nothing_but_an_input_error_for_broken_files():
     rng = np.random.default_rng(1)
     refused = 0
-    for kind in ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "TGA", "ICO", "PCX", "JPEG2000"):
+    for kind in ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "TGA", "ICO", "PCX", "JPEG2000", *AVIF):
         whole = encoded(RGB, kind)
         for _ in range(60):
             broken = np.frombuffer(whole, np.uint8).copy()
