@@ -6,7 +6,7 @@ import math
 import numbers
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, no_type_check
 
 from models.errors import SettingsError
 
@@ -28,6 +28,7 @@ _BIAS_RANGE = (-100.0, 100.0)
 _FROM_GENERATION = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "max_new_tokens")
 
 
+@no_type_check  # a wrong type is a SettingsError, also while tests check the other annotations
 @dataclass(frozen=True)
 class SamplingConfig:
     """How the tokens of one sequence are drawn and when it ends. Immutable and hashable.

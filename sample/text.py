@@ -1,9 +1,10 @@
 """Token ids to text, piece by piece: the pieces, joined, are the whole decode, cut at the first stop string.
 
 Decodes a short window of the latest tokens at each step, as `tokenizers.decoders.DecodeStream` does, and
-mends what keeps that class (0.23) from giving the whole decode of any ids. It has no end, so held text is lost. On
-bytes that are no UTF-8 it holds all text back, and its window grows, for as long as they come. And it shows
-the characters of a run of byte-fallback tokens before the run is known to be valid, then raises where it is not.
+mends what keeps that class (0.23) from giving the whole decode of any ids. It has no end, so held text is
+lost. On bytes that are no UTF-8 it holds all text back, and its window grows, for as long as they come. And
+it shows the characters of a run of byte-fallback tokens before the run is known to be valid, then raises
+where it is not.
 """
 
 import codecs
