@@ -42,8 +42,8 @@ def load(settings: ModelSettings, report: Report) -> "tuple[LoadedModel, Compila
 def sampling_config(settings: SamplingSettings, loaded: "LoadedModel", longest: int) -> "SamplingConfig":
     """The settings; where they say nothing, the checkpoint's.
 
-    Without a `max_new_tokens` of the user's, an answer fills at most what a prompt of `longest` tokens leaves of
-    the model's context.
+    Without a `max_new_tokens` of the user's, an answer fills at most what a prompt of `longest` tokens leaves
+    of the model's context.
 
     Raises:
         SettingsError: a value that does not fit.

@@ -91,7 +91,7 @@ class SamplingSettings:
         None, "spread of the distribution", "a number", Range(0, 1e6), "(0: greedy)"
     )
     top_k: int | None = number(
-        None, "keep the k likeliest tokens", "an integer", Range(0, 2**31 - 1), "(0: off)"
+        None, "keep the k likeliest tokens", "an integer", Range(0), "(0: off)"
     )
     top_p: float | None = number(
         None,
@@ -119,13 +119,13 @@ class SamplingSettings:
         {}, "added to the logits of single tokens", "{token_id:bias,...}, each bias", Range(-100, 100)
     )
     max_new_tokens: int | None = number(
-        None, "the longest answer, in tokens", "an integer", Range(1, 2**31 - 1)
+        None, "the longest answer, in tokens", "an integer", Range(1)
     )
     eos_id: list[int] | None = number(
-        None, "tokens that end the answer", "a list [id,...] of integers", Range(0, 2**31 - 1)
+        None, "tokens that end the answer", "a list [id,...] of integers", Range(0)
     )
     pad_id: int | None = number(
-        None, "stands after the end of a shorter row", "an integer", Range(0, 2**31 - 1)
+        None, "stands after the end of a shorter row", "an integer", Range(0)
     )
     stop: list[str] = typed(
         [], "texts that end the answer and are not shown", "one text, a list [a,b], or null"

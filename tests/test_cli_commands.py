@@ -1,0 +1,243 @@
+"""The real commands on a tiny checkpoint: what they print, where, and how they end."""
+
+import fcntl
+import json
+import os
+import pty
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.commands import environment, run, start
+from tests.tiny import tiny_checkpoint
+
+LONG = ["output=jsonl", "sampling.eos_id=[]", "sampling.max_new_tokens=150"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A checkpoint, pictures, and an empty directory to run in."""
+    folder = tmp_path_factory.mktemp("commands")
+    tiny_checkpoint(folder / "tiny")
+    rng = np.random.default_rng(0)
+    (folder / "pictures").mkdir()
+    for name, shape in (("a", (64, 96, 3)), ("it's, b", (96, 64, 3))):
+        pixels = rng.integers(0, 255, shape, dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / "pictures" / f"{name}.png")
+    (folder / "cwd").mkdir()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def env(place):
+    return environment(place / "cache")
+
+
+def started(place: Path, env: dict[str, str], script: str, *arguments: str, **options):
+    return start(script, f"model.name={place / 'tiny'}", *arguments, cwd=place / "cwd", env=env, **options)
+
+
+def finished(place: Path, env: dict[str, str], script: str, *arguments: str) -> tuple[int, str, str]:
+    return run(script, f"model.name={place / 'tiny'}", *arguments, cwd=place / "cwd", env=env)
+
+
+def small_pipe() -> tuple[int, int]:
+    """A pipe that holds one page, so that a writer soon waits for its reader."""
+    reader, writer = os.pipe()
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
+    return reader, writer
+
+
+@pytest.fixture(scope="module")
+def streamed(place, env):
+    """A first start: (its arguments, status, standard output, standard error, the cache's files)."""
+    arguments = ["inference.prompt=What's in this photo?", "sampling.max_new_tokens=12"]
+    image = f"inference.image={place / 'pictures' / 'a.png'}"
+    status, out, notes = finished(place, env, "run_streaming.py", image, *arguments)
+    return [image, *arguments], status, out, notes, programs(place)
+
+
+def programs(place: Path) -> list[str]:
+    return sorted(path.name for path in (place / "cache" / "saccade" / "jax").iterdir())
+
+
+def test_tokens_go_to_standard_output_and_the_rest_to_standard_error(place, streamed):
+    _, status, text, notes, _ = streamed
+    assert status == 0, notes
+    assert text.endswith("\n")
+    assert "device: cpu (" in notes
+    assert "loaded 1." in notes
+    closing = notes.splitlines()[-1]
+    for part in ("finish: ", "of pictures)", "new: ", "first token:", "tokens/s", "p99"):
+        assert part in closing
+    assert list((place / "cwd").iterdir()) == []
+
+
+def test_the_second_start_compiles_nothing(place, env, streamed):
+    arguments, _, text, notes, kept = streamed
+    assert "compiled 0 of" not in notes.splitlines()[-1]
+    ascii_only = env | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    status, again, notes = finished(place, ascii_only, "run_streaming.py", *arguments)
+    assert (status, again) == (0, text)
+    assert "compiled 0 of" in notes.splitlines()[-1]
+    assert len(kept) > 0
+    assert programs(place) == kept
+
+
+def test_a_directory_is_one_batch_and_each_row_is_what_streaming_gives(place, env, streamed):
+    (_, *arguments), _, text, _, _ = streamed
+    directory = f"inference.image={place / 'pictures'}"
+    status, out, notes = finished(place, env, "run.py", directory, *arguments, "output=jsonl")
+    assert status == 0, notes
+    *rows, summary = map(json.loads, out.splitlines())
+    assert [Path(row["images"][0]).name for row in rows] == ["a.png", "it's, b.png"]
+    assert rows[0]["text"] + "\n" == text
+    assert summary["new_tokens"] == sum(len(row["token_ids"]) for row in rows)
+    assert summary["finish_reasons"] == [row["finish_reason"] for row in rows]
+
+
+def test_jsonl_has_an_object_per_token_and_the_statistics_at_the_end(place, env):
+    status, out, notes = finished(
+        place,
+        env,
+        "run_streaming.py",
+        "inference.prompt=<|image_pad|>",  # plain text, and no picture's slot
+        "output=jsonl",
+        "sampling=greedy",
+        "sampling.top_logprobs=2",
+        "sampling.eos_id=[]",
+        "sampling.max_new_tokens=5",
+    )
+    assert status == 0, notes
+    assert out.isascii()
+    *tokens, summary = map(json.loads, out.splitlines())
+    assert [token["index"] for token in tokens] == list(range(5))
+    for token in tokens:
+        assert set(token) == {"index", "token_id", "text", "logprob", "top_logprobs"}
+        assert token["top_logprobs"][0] == [token["token_id"], pytest.approx(token["logprob"])]
+    assert summary["new_tokens"] == 5
+    assert summary["finish_reason"] == "length"
+    assert summary["image_tokens"] == 0
+    assert summary["time_to_first_token"] > 0
+
+
+def test_a_closed_pipe_ends_it_quietly(place, env):
+    reader, writer = small_pipe()
+    process = started(place, env, "run_streaming.py", *LONG, stdout=writer)
+    os.close(writer)
+    assert len(os.read(reader, 10)) == 10
+    os.close(reader)
+    _, notes = process.communicate(timeout=120)
+    assert process.returncode == 141
+    assert notes.decode().splitlines()[-1].startswith("compiling")
+
+
+def test_ctrl_c_ends_a_stream_with_its_statistics(place, env):
+    reader, writer = small_pipe()
+    process = started(place, env, "run_streaming.py", *LONG, stdout=writer)
+    os.close(writer)
+    with os.fdopen(reader) as output:
+        first = output.readline()  # the command now waits for its reader, far from the end
+        process.send_signal(signal.SIGINT)
+        *tokens, summary = map(json.loads, [first, *output])
+    _, notes = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert summary["finish_reason"] == "cancelled"
+    assert summary["new_tokens"] == len(tokens) < 150
+    assert f"finish: cancelled | prompt: {summary['prompt_tokens']} tokens" in notes.decode()
+
+
+@pytest.mark.parametrize("script", ["run.py", "run_streaming.py"])
+def test_ctrl_c_while_loading_ends_it_at_once(place, env, script):
+    process = started(place, env, script)
+    assert process.stderr.readline() == b"starting ...\n"
+    process.send_signal(signal.SIGINT)
+    out, notes = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert out == b""
+    assert notes.decode().strip().splitlines()[-1] == "interrupted"
+    assert "Traceback" not in notes.decode()
+
+
+def test_a_failure_in_mid_stream_delivers_what_was_made(place, env):
+    broken = f"""
+import runpy, sys
+sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+from sample.streaming import TokenStream
+whole = TokenStream._next_output
+def failing(stream):
+    if stream.stats.new_tokens == 3:
+        raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory\\nallocating 1 byte")
+    return whole(stream)
+TokenStream._next_output = failing
+runpy.run_path("{Path(__file__).parents[1] / "run_streaming.py"}", run_name="__main__")
+"""
+    status, out, notes = finished(place, env, broken, *LONG)
+    assert status == 1
+    *tokens, summary = map(json.loads, out.splitlines())
+    assert len(tokens) == 3
+    assert summary["finish_reason"] == "error"
+    assert notes.splitlines()[-1] == "error: RESOURCE_EXHAUSTED: Out of memory allocating 1 byte"
+    assert "Traceback" not in notes
+
+
+def test_a_full_disk_is_one_line(place, env):
+    if not os.path.exists("/dev/full"):
+        pytest.skip("no /dev/full on this system")
+    with open("/dev/full", "wb") as full:
+        process = started(place, env, "run_streaming.py", "sampling.max_new_tokens=2", stdout=full)
+        _, notes = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "No space left" in notes.decode().splitlines()[-1]
+    assert "Traceback" not in notes.decode()
+
+
+def test_a_terminal_shows_progress_and_the_tokens_stay_plain(place, env):
+    ours, theirs = pty.openpty()
+    process = started(place, env, "run_streaming.py", "sampling.max_new_tokens=3", stderr=theirs)
+    os.close(theirs)
+    shown = b""
+    while True:
+        try:
+            chunk = os.read(ours, 65536)
+        except OSError:  # how Linux tells that the other end is closed
+            break
+        if not chunk:
+            break
+        shown += chunk
+    out, _ = process.communicate(timeout=120)
+    os.close(ours)
+    assert process.returncode == 0, shown
+    assert b"\x1b" not in out
+    assert b"\x1b[" in shown
+    assert b"finish: length" in shown.splitlines()[-1]
+    assert shown.rfind(b"\x1b[?25h") > shown.rfind(b"\x1b[?25l")  # the cursor is back
+
+
+def test_an_unwritable_cache_is_no_failure_of_its_own(place):
+    (place / "file").write_text("not a folder")
+    _, _, notes = run("run.py", "model.name=none", cwd=place / "cwd", env=environment(place / "file"))
+    assert notes.splitlines()[0].startswith("compiled programs are not kept: ")
+    assert notes.splitlines()[-1].startswith("error: model 'none'")
+
+
+@pytest.mark.parametrize("script", ["run.py", "run_streaming.py"])
+def test_help(place, env, script):
+    status, out, notes = run(script, "--help", cwd=place / "cwd", env=env)
+    assert (status, notes) == (0, "")
+    assert f"usage: {script} [KEY=VALUE ...]" in out
+
+
+def test_a_typing_mistake_is_answered_before_jax_is_imported(place, env):
+    code = f"""
+import runpy, sys
+sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+sys.modules["jax"] = sys.modules["transformers"] = None
+runpy.run_path("{Path(__file__).parents[1] / "run_streaming.py"}", run_name="__main__")
+"""
+    status, out, notes = run(code, "sampling.top_k=x", cwd=place / "cwd", env=env)
+    assert (status, out) == (2, "")
+    assert notes == "error: sampling.top_k: got 'x'; allowed: an integer >= 0 (0: off) or null\n"

@@ -1,0 +1,243 @@
+"""What the commands make of their command line, before anything is loaded."""
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cli.help import help_text
+from cli.settings import fields_by_key, parse_settings
+from cli.typed import UsageError
+from conf.schema import Dtype, Output, Range, default_of
+from models.errors import SettingsError
+from sample import SamplingConfig
+
+TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]))
+AWKWARD = [
+    "What's in this photo?",
+    "a, b = [c] {d} (e) \"f\" 'g' ${h} \\i",
+    "null",
+    "42",
+    "true",
+    "",
+    " ",
+    "[a, b]",
+    "{a: b}",
+    "???",
+    "${oc.env:HOME}",
+    "line one\nline two\ttab\\n",
+    "日本語 🐼 é",
+    "inference.prompt=x",
+    "--help me",
+    "~x",
+]
+
+
+def refusal(*argv: str) -> str:
+    with pytest.raises(UsageError) as caught:
+        parse_settings(argv)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize("text", AWKWARD)
+@pytest.mark.parametrize("key", ["prompt", "system"])
+def test_a_text_arrives_as_typed(key, text):
+    parsed = parse_settings([f"inference.{key}={text}", "sampling.top_k=3"])
+    assert getattr(parsed.inference, key) == text
+    assert parsed.sampling.top_k == 3
+
+
+@settings(max_examples=25, deadline=None)
+@given(TEXT)
+def test_any_text_arrives_as_typed(text):
+    assert parse_settings([f"inference.prompt={text}"]).inference.prompt == text
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(TEXT))
+def test_a_json_list_holds_any_texts(texts):
+    parsed = parse_settings([f"inference.prompts={json.dumps(texts)}", f"sampling.stop={json.dumps(texts)}"])
+    assert parsed.inference.prompts == texts
+    assert parsed.sampling.stop == texts
+
+
+@settings(max_examples=25, deadline=None)
+@given(TEXT.filter(lambda path: path != "null" and not path.startswith("[")))
+def test_a_path_arrives_as_typed(path):
+    parsed = parse_settings([f"inference.image={path}", f"model.name={path}"])
+    assert parsed.inference.image == [path]
+    assert parsed.model.name == path
+
+
+@pytest.mark.parametrize(
+    ("value", "images"),
+    [
+        ("[a.png,b.png]", ["a.png", "b.png"]),
+        ("[a b.png, it's.png]", ["a b.png", "it's.png"]),
+        ('["a,b.png","c.png"]', ["a,b.png", "c.png"]),
+        ("[1,2]", ["1", "2"]),
+        ("[]", []),
+        ("null", []),
+        ("[a].png", ["[a].png"]),
+        ("./[a]", ["./[a]"]),
+    ],
+)
+def test_lists_of_pictures(value, images):
+    assert parse_settings([f"inference.image={value}"]).inference.image == images
+
+
+def test_a_path_may_hold_bytes_that_are_no_utf8_but_a_prompt_may_not():
+    assert parse_settings(["inference.image=\udcff.png"]).inference.image == ["\udcff.png"]
+    assert "UTF-8" in refusal("inference.prompt=\udcff")
+    assert "UTF-8" in refusal('inference.prompts=["\\ud800"]')
+
+
+def test_values_are_typed():
+    parsed = parse_settings(
+        [
+            "sampling.temperature=0.9",
+            "sampling.max_new_tokens=256",
+            "sampling.logit_bias={7:-5,9:2.5}",
+            "sampling.eos_id=[3,4]",
+            "model.dtype=bfloat16",
+            "output=jsonl",
+        ]
+    )
+    assert parsed.sampling.temperature == 0.9
+    assert parsed.sampling.max_new_tokens == 256
+    assert parsed.sampling.logit_bias == {7: -5.0, 9: 2.5}
+    assert parsed.sampling.eos_id == [3, 4]
+    assert parsed.model.dtype is Dtype.bfloat16
+    assert parsed.output is Output.jsonl
+
+
+def test_of_two_values_the_last_holds():
+    parsed = parse_settings(
+        ["sampling.top_k=1", "inference.prompt=a", "sampling.top_k=2", "inference.prompt=b"]
+    )
+    assert (parsed.sampling.top_k, parsed.inference.prompt) == (2, "b")
+
+
+def test_a_single_setting_overrides_the_preset():
+    assert parse_settings(["sampling=greedy"]).sampling.temperature == 0
+    for argv in (
+        ["sampling=greedy", "sampling.temperature=0.5"],
+        ["sampling.temperature=0.5", "sampling=greedy"],
+    ):
+        assert parse_settings(argv).sampling.temperature == 0.5
+
+
+@pytest.mark.parametrize(
+    ("argument", "nearest"),
+    [
+        ("sampling.temprature=0.5", "sampling.temperature"),
+        ("temperature=0.5", "sampling.temperature"),
+        ("inference.promt=x", "inference.prompt"),
+        ("prompt=x", "inference.prompt"),
+        ("--image=x", "inference.image"),
+        ("+sampling.top_k=3", "sampling.top_k"),
+        ("++sampling.top_k=3", "sampling.top_k"),
+        ("~sampling.top_k", "sampling.top_k"),
+        ("model=x", "model.name"),
+        ("outptu=jsonl", "output"),
+    ],
+)
+def test_an_unknown_key_is_named_with_its_nearest(argument, nearest):
+    message = refusal(argument)
+    assert repr(argument.partition("=")[0]) in message
+    assert f"nearest key: {nearest};" in message
+
+
+@pytest.mark.parametrize(
+    "argument", ["hydra.run.dir=x", "defaults=[]", "=3", "", "word", "--multirun", "sampling.top_k.x=3"]
+)
+def test_what_is_no_setting_is_refused(argument):
+    assert repr(argument.partition("=")[0]) in refusal(argument)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "allowed"),
+    [
+        ("sampling.temperature", "hot", "a number >= 0"),
+        ("sampling.temperature", "-1", "a number >= 0"),
+        ("sampling.temperature", "nan", "a number >= 0"),
+        ("sampling.temperature", "inf", "a number >= 0"),
+        ("sampling.temperature", "0.1,0.2", "a number >= 0"),
+        ("sampling.temperature", "it's", "a number >= 0"),
+        ("sampling.temperature", "${x}", "a number >= 0"),
+        ("sampling.temperature", "", "a number >= 0"),
+        ("sampling.temperature", "true", "a number >= 0"),
+        ("sampling.top_k", "3.5", "an integer >= 0"),
+        ("sampling.top_k", "\n3", "an integer >= 0"),
+        ("sampling.top_p", "0", "> 0 and <= 1"),
+        ("sampling.top_p", "1.5", "> 0 and <= 1"),
+        ("sampling.seed", "null", "an integer >= 0"),
+        ("sampling.max_new_tokens", "0", "an integer >= 1"),
+        ("sampling.logit_bias", "{a:1}", "{token_id:bias,...}"),
+        ("sampling.logit_bias", "{1:nan}", "{token_id:bias,...}"),
+        ("sampling.eos_id", "[-1]", "a list [id,...]"),
+        ("sampling.logprobs", "both", "raw or processed"),
+        ("sampling", "hot", "checkpoint, greedy"),
+        ("sampling", "{top_k:3}", "checkpoint, greedy"),
+        ("model.dtype", "float8", "float32, bfloat16"),
+        ("output", "xml", "text, or jsonl"),
+    ],
+)
+def test_a_wrong_value_is_named_with_what_is_allowed(key, value, allowed):
+    message = refusal("sampling.min_p=0.1", f"{key}={value}")
+    assert message.startswith(f"{key}: got {value!r}")
+    assert allowed in message
+
+
+def test_a_key_without_value_is_refused():
+    assert refusal("inference.prompt").startswith("inference.prompt: got no value")
+
+
+def test_a_list_in_single_quotation_marks_is_refused():
+    assert "JSON" in refusal("sampling.stop=['a','b']")
+
+
+def test_the_ranges_are_those_of_sampling_config():
+    """An edge is accepted and the next number beyond is not: in the schema, and by the code that samples."""
+    edges = 0
+    for key, entry in fields_by_key().items():
+        limits, name = entry.metadata["limits"], key.rpartition(".")[2]
+        if not key.startswith("sampling.") or not isinstance(limits, Range) or limits == Range():
+            continue
+        wrap = {"logit_bias": lambda number: {1: number}, "eos_id": lambda number: [number]}.get(
+            name, lambda number: number
+        )
+        for edge, outside in ((limits.low, limits.low - 1), (limits.high, limits.high + 1)):
+            if abs(edge) == float("inf"):
+                continue
+            whole = edge == int(edge)
+            convert = int if whole and "integer" in entry.metadata["allowed"] else float
+            assert outside not in limits
+            with pytest.raises(SettingsError, match=name):
+                SamplingConfig(**{name: wrap(convert(outside))})
+            if edge in limits:
+                SamplingConfig(**{name: wrap(convert(edge))})
+            edges += 1
+    assert edges >= 15
+
+
+def test_defaults_of_sampling_config_hold_where_nothing_is_said():
+    sampling = parse_settings([]).sampling
+    said = {name for name, value in vars(sampling).items() if value not in (None, [], {})}
+    assert said == {"logprobs", "top_logprobs", "seed"}
+
+
+def test_help_lists_every_setting_with_its_default_and_meaning():
+    text = " ".join(help_text("run.py", "purpose").split())
+    fields = fields_by_key()
+    assert len(fields) >= 24
+    for key, entry in fields.items():
+        assert f" {key}=" in text
+        assert entry.metadata["help"] in text
+        assert entry.metadata["allowed"] in text
+    assert "model.name=embedded" in text
+    assert "sampling.seed=42" in text
+    assert default_of(fields["sampling.stop"]) == []
