@@ -90,10 +90,10 @@ def _ragged(rows: Sequence[Sequence], width: int, fill: int, dtype) -> np.ndarra
 
 
 def process_logits(
-    logits: Float[Array, "B V"],
+    logits: Float[HostOrDevice, "B V"],
     params: SamplingParams,
-    prompt_mask: Bool[Array, "B V"],
-    counts: Int[Array, "B V"],
+    prompt_mask: Bool[HostOrDevice, "B V"],
+    counts: Int[HostOrDevice, "B V"],
 ) -> Float[Array, "B V"]:
     """The logits that a token is drawn from; tokens that the filters removed are -inf.
 
@@ -114,10 +114,10 @@ def process_logits(
 
 
 def _penalised(
-    logits: Float[Array, "B V"],
+    logits: Float[HostOrDevice, "B V"],
     params: SamplingParams,
-    prompt_mask: Bool[Array, "B V"],
-    counts: Int[Array, "B V"],
+    prompt_mask: Bool[HostOrDevice, "B V"],
+    counts: Int[HostOrDevice, "B V"],
 ) -> Float[Array, "B V"]:
     generated = counts > 0
     repetition = params.repetition_penalty[:, None]
@@ -203,8 +203,8 @@ def _select(
 
 
 def draw(
-    keys: UInt32[Array, "B words"] | Key[Array, " B"],
-    processed: Float[Array, "B V"],
+    keys: UInt32[HostOrDevice, "B words"] | Key[Array, " B"],
+    processed: Float[HostOrDevice, "B V"],
     params: SamplingParams,
 ) -> Int32[Array, " B"]:
     """One token per row, by the Gumbel-max trick with the row's own key: the same alone and in a batch.
@@ -223,9 +223,9 @@ def draw(
 
 
 def log_probabilities(
-    logits: Float[Array, "B V"],
-    processed: Float[Array, "B V"],
-    tokens: Int[Array, " B"],
+    logits: Float[HostOrDevice, "B V"],
+    processed: Float[HostOrDevice, "B V"],
+    tokens: Int[HostOrDevice, " B"],
     params: SamplingParams,
     top_n: int = 0,
 ) -> LogProbabilities:
