@@ -40,7 +40,7 @@ def causal_attention(
 
 def segment_attention(
     q: Float[Array, "1 P H D"],
-    k: Float[Array, "1 H P D"],
+    k: Float[Array, "1 H D P"],
     v: Float[Array, "1 H P D"],
     segments: Int[Array, "P"],
 ) -> Float[Array, "1 P H D"]:

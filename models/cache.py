@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 
@@ -19,7 +20,7 @@ class KVCache(NamedTuple):
 
     @classmethod
     def empty(
-        cls, layers: int, batch: int, heads: int, slots: int, head_dim: int, dtype: jnp.dtype
+        cls, layers: int, batch: int, heads: int, slots: int, head_dim: int, dtype: DTypeLike
     ) -> "KVCache":
         """A cache of zeros, `layers` times two buffers."""
         keys = tuple(jnp.zeros((batch, heads, head_dim, slots), dtype) for _ in range(layers))

@@ -97,14 +97,14 @@ class VisionTower(nn.Module):
     @nn.compact
     def __call__(self, pixel_values: Float[Array, "P patch_dim"], layout: VisionLayout) -> VisionEmbeddings:
         c = self.config
+        layout = VisionLayout(*map(jnp.asarray, layout))
         table = Embedding(c.num_position_embeddings, c.hidden_size, name="pos_embed")
         places = (table(layout.taps).astype(jnp.float32) * layout.tap_weights[..., None]).sum(1)
         x = PatchEmbed(c, name="patch_embed")(pixel_values.astype(self.dtype)) + places.astype(self.dtype)
-        angles = axial_angles(jnp.asarray(layout.coordinates), c.head_dim, c.rope_theta)
-        segments = jnp.asarray(layout.segments)
+        angles = axial_angles(layout.coordinates, c.head_dim, c.rope_theta)
         deepstack = []
         for i in range(c.depth):
-            x = VisionBlock(c, name=f"blocks_{i}")(x, angles, segments)
+            x = VisionBlock(c, name=f"blocks_{i}")(x, angles, layout.segments)
             if i in c.deepstack_visual_indexes:
                 name = f"deepstack_merger_list_{c.deepstack_visual_indexes.index(i)}"
                 deepstack.append(PatchMerger(c, norm_joined=True, name=name)(x))

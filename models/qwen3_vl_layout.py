@@ -6,7 +6,7 @@ Source: transformers 5.23, `vision_utils.py` and `Qwen3VLModel.get_rope_index`.
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Array, Float, Int
 
 from models.config import Qwen3VLConfig, VisionConfig
 from models.errors import InputError
@@ -15,10 +15,10 @@ from models.errors import InputError
 class VisionLayout(NamedTuple):
     """Where each patch stands; made on the host, so that the tower's program depends on its length alone."""
 
-    taps: Int[np.ndarray, "P 4"]  # rows of the learned position table, and how they mix
-    tap_weights: Float[np.ndarray, "P 4"]
-    coordinates: Int[np.ndarray, "P 2"]  # (row, column) for RoPE
-    segments: Int[np.ndarray, "P"]  # the frame that the patch belongs to; -1: padding
+    taps: Int[Array | np.ndarray, "P 4"]  # rows of the learned position table, and how they mix
+    tap_weights: Float[Array | np.ndarray, "P 4"]
+    coordinates: Int[Array | np.ndarray, "P 2"]  # (row, column) for RoPE
+    segments: Int[Array | np.ndarray, "P"]  # the frame that the patch belongs to; -1: padding
 
 
 def vision_layout(config: VisionConfig, grid_thw: np.ndarray, padded_to: int | None = None) -> VisionLayout:

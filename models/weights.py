@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.typing import DTypeLike
 from safetensors import SafetensorError, safe_open
 
 from models.config import Qwen3VLConfig
@@ -30,7 +31,7 @@ def checkpoint_name(path: tuple[str, ...]) -> str:
     return ".".join([*prefix, *parts, _LEAVES[path[-1]]])
 
 
-def load_params(directory: Path, model: Qwen3VL, dtype: jnp.dtype, progress: Progress | None = None) -> Any:
+def load_params(directory: Path, model: Qwen3VL, dtype: DTypeLike, progress: Progress | None = None) -> Any:
     """Read `model`'s parameters, each straight to `dtype` on the device.
 
     One tensor at a time is in host memory beyond the file's own pages.
@@ -58,7 +59,7 @@ def load_params(directory: Path, model: Qwen3VL, dtype: jnp.dtype, progress: Pro
 
 
 def save_checkpoint(
-    directory: Path, config: Qwen3VLConfig, params: Any, dtype: jnp.dtype = jnp.bfloat16
+    directory: Path, config: Qwen3VLConfig, params: Any, dtype: DTypeLike = jnp.bfloat16
 ) -> None:
     """Write `params` as one `model.safetensors` with the checkpoint's names and layouts."""
     from safetensors.flax import save_file  # noqa: PLC0415  (imports all of flax.serialization)
