@@ -2,11 +2,9 @@
 
 import copy
 import json
-import runpy
 import unicodedata
 from concurrent.futures import ThreadPoolExecutor
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -236,11 +234,11 @@ def test_everything_on_the_host_is_numpy(processor, encoded):
         assert isinstance(array, np.ndarray)
 
 
-def test_pictures_reach_the_vision_tower(processor):
-    params = jax.jit(MODEL.init_params)(jax.random.key(0))
-    inputs = prepare_inputs(MODEL, params, processor, [picture(64, 64), picture(96, 64)], "a")
+def test_pictures_reach_the_vision_tower(tiny):
+    model, params, processor = tiny()
+    inputs = prepare_inputs(model, params, processor, [picture(256, 256), picture(320, 256)], "a")
     tokens = int((inputs.prompt_tokens == IMAGE_PAD_ID).sum())
-    assert tokens == 4 + 6
+    assert tokens == 64 + 80
     assert inputs.vision.embeddings.shape[0] >= tokens
     assert np.ptp(np.asarray(inputs.vision.embeddings[:tokens]), axis=0).max() > 0
 
@@ -296,13 +294,8 @@ def test_an_impossible_picture_is_named(processor, tmp_path):
     ids=lambda value: value if isinstance(value, str) else None,
 )
 def test_arguments_of_the_wrong_kind(processor, images, prompt, reason):
-    # The file as callers run it, without the type checks of the test run.
-    plain = runpy.run_path(sample.inputs.__file__)
-    plain["prepare_inputs"].__globals__["open_picture"] = runpy.run_path(sample.pictures.__file__)[
-        "open_picture"
-    ]
     with pytest.raises(InputError, match=f"^{reason}") as caught:
-        plain["prepare_inputs"](MODEL, None, processor, images, prompt)
+        prepare(processor, images, prompt)
     assert "\n" not in str(caught.value)
 
 
