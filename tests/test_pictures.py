@@ -153,9 +153,10 @@ def test_exif_rotation_is_applied(orientation):
     np.testing.assert_array_equal(pixels(encoded(RGB, "PNG", exif=exif)), turned)
 
 
-def test_broken_exif_is_no_reason_to_refuse():
-    data = encoded(RGB, "JPEG", exif=b"Exif\x00\x00nonsense that is no TIFF header")
-    assert pixels(data).shape == (40, 60, 3)
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("exif", [b"Exif\x00\x00no TIFF header", b"Exif\x00\x00MM\x00*"], ids=repr)
+def test_broken_exif_is_no_reason_to_refuse(kind, exif):
+    assert pixels(encoded(RGB, kind, exif=exif)).shape == (40, 60, 3)
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
