@@ -29,10 +29,12 @@ def stream(settings: Settings, report: Report, interrupts: Interrupts) -> int:
         tokenizer=loaded.processor.tokenizer,
     )
     writer = writer_for(settings.output)
-    with tokens, interrupts.cancelling(tokens.cancel):
+    with tokens:
         try:
             for index, token in enumerate(tokens):
-                report.end()
+                if index == 0:
+                    report.end()
+                    interrupts.cancel = tokens.cancel
                 writer.token(index, token, tokens.top_logprobs)
         finally:
             report.end()

@@ -4,22 +4,26 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from cli.interrupts import Interrupts
 from cli.report import Report, report_for_stderr
 from cli.typed import UsageError
 
-DONE, FAILED, WRONG, CLOSED_PIPE = 0, 1, 2, 141  # 141: 128 + SIGPIPE, the shell's convention
+if TYPE_CHECKING:
+    from conf.schema import Settings
 
-Body = Callable[..., int]
+DONE, FAILED, WRONG, CLOSED_PIPE = 0, 1, 2, 141  # 141: 128 + SIGPIPE, the shell's convention
+_LONGEST_LINE = 1000  # characters; the device's own reports of a full memory run to pages
+
+Body = Callable[["Settings", Report, Interrupts], int]
 
 
 def run_command(body: Body, purpose: str, argv: Sequence[str]) -> int:
     """Run `body(settings, report, interrupts)` and return the process's exit status."""
+    _open_streams()
     interrupts = Interrupts()
     interrupts.install()
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(encoding="utf-8", errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
     report = report_for_stderr()
     try:
         return _run(body, purpose, argv, report, interrupts)
@@ -50,9 +54,17 @@ def _run(body: Body, purpose: str, argv: Sequence[str], report: Report, interrup
     return body(parse_settings(argv), report, interrupts)
 
 
+def _open_streams() -> None:
+    """Standard output and error in UTF-8 in any locale, and present even where the caller closed them."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  (open as long as the process lives)
+        getattr(sys, name).reconfigure(encoding="utf-8", errors="backslashreplace")
+
+
 def _complain(report: Report, error: Exception, status: int) -> int:
     report.end()
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = " ".join(str(error).splitlines())[:_LONGEST_LINE] or type(error).__name__
     with contextlib.suppress(OSError):
         report.line(f"error: {text}")
     return status

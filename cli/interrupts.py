@@ -5,14 +5,14 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 INTERRUPTED = 130  # 128 + SIGINT, the shell's convention
 
 
 class Interrupts:
-    """While a stream runs, the first Ctrl-C cancels it, so that it ends with its statistics; any other one
-    ends the process with status 130.
+    """Ctrl-C ends the process with status 130; where `cancel` is set, the first one calls that instead (from
+    another thread), so that a running stream ends with its statistics.
 
     Python runs signal handlers between bytecodes of the main thread only; the descriptor given to
     `signal.set_wakeup_fd` is written at once, and a thread of its own reads it.
@@ -20,7 +20,7 @@ class Interrupts:
 
     def __init__(self) -> None:
         self.seen = False
-        self._cancel: Callable[[], None] | None = None
+        self.cancel: Callable[[], None] | None = None
 
     def install(self) -> None:
         reader, writer = socket.socketpair()
@@ -30,24 +30,15 @@ class Interrupts:
         self._writer = writer  # alive as long as the descriptor is in use
         threading.Thread(target=self._watch, args=(reader,), name="interrupts", daemon=True).start()
 
-    @contextlib.contextmanager
-    def cancelling(self, cancel: Callable[[], None]) -> Iterator[None]:
-        """Inside, the first Ctrl-C calls `cancel` (from another thread) instead of ending the process."""
-        self._cancel = cancel
-        try:
-            yield
-        finally:
-            self._cancel = None
-
     def _watch(self, reader: socket.socket) -> None:
         while numbers := reader.recv(64):
             if signal.SIGINT in numbers:
                 self._interrupt()
 
     def _interrupt(self) -> None:
-        if self._cancel is not None and not self.seen:
+        if self.cancel is not None and not self.seen:
             self.seen = True
-            self._cancel()
+            self.cancel()
             return
         show_cursor = b"\x1b[?25h" if os.isatty(2) else b""  # a progress display hides it
         with contextlib.suppress(OSError):

@@ -57,7 +57,12 @@ class TerminalReport:
         from rich.console import Console  # noqa: PLC0415  (only a terminal needs it)
         from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TextColumn  # noqa: PLC0415
 
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), DownloadColumn())
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            DownloadColumn(),
+        )
         self._console = Console(stderr=True)
         self._spinner = Progress(*columns[:2], console=self._console, transient=True)
         self._bar = Progress(*columns, console=self._console, transient=True)

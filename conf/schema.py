@@ -11,8 +11,6 @@ from dataclasses import MISSING, Field, dataclass, field
 from enum import Enum
 from typing import Any
 
-from hydra.core.config_store import ConfigStore
-
 
 @dataclass(frozen=True)
 class Range:
@@ -90,9 +88,7 @@ class SamplingSettings:
     temperature: float | None = number(
         None, "spread of the distribution", "a number", Range(0, 1e6), "(0: greedy)"
     )
-    top_k: int | None = number(
-        None, "keep the k likeliest tokens", "an integer", Range(0), "(0: off)"
-    )
+    top_k: int | None = number(None, "keep the k likeliest tokens", "an integer", Range(0), "(0: off)")
     top_p: float | None = number(
         None,
         "keep the likeliest tokens that together reach this probability",
@@ -118,15 +114,11 @@ class SamplingSettings:
     logit_bias: dict[int, float] = number(
         {}, "added to the logits of single tokens", "{token_id:bias,...}, each bias", Range(-100, 100)
     )
-    max_new_tokens: int | None = number(
-        None, "the longest answer, in tokens", "an integer", Range(1)
-    )
+    max_new_tokens: int | None = number(None, "the longest answer, in tokens", "an integer", Range(1))
     eos_id: list[int] | None = number(
         None, "tokens that end the answer", "a list [id,...] of integers", Range(0)
     )
-    pad_id: int | None = number(
-        None, "stands after the end of a shorter row", "an integer", Range(0)
-    )
+    pad_id: int | None = number(None, "stands after the end of a shorter row", "an integer", Range(0))
     stop: list[str] = typed(
         [], "texts that end the answer and are not shown", "one text, a list [a,b], or null"
     )
@@ -174,6 +166,8 @@ GROUP_OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
 
 def register() -> None:
     """Make the schema and the options of the groups known to Hydra; harmless to repeat."""
+    from hydra.core.config_store import ConfigStore  # noqa: PLC0415  (only a parsed command line needs Hydra)
+
     store = ConfigStore.instance()
     store.store(name="settings", node=Settings)
     for group, options in GROUP_OPTIONS.items():
