@@ -43,8 +43,9 @@ def parse_settings(argv: Sequence[str]) -> Settings:
         key, value = _split(argument, fields)
         (typed if key in fields and fields[key].metadata["typed_by_user"] else overrides)[key] = value
     settings = _compose(overrides, fields)
-    for key in overrides.keys() & fields.keys():
-        _check_range(key, overrides[key], settings, fields[key])
+    for key, value in overrides.items():
+        if key in fields:
+            _check_range(key, value, settings, fields[key])
     for key, value in typed.items():
         _assign(settings, key, value)
     return settings
@@ -63,9 +64,8 @@ def _split(argument: str, fields: dict[str, Field]) -> tuple[str, str]:
 
 
 def _unknown(argument: str, key: str, has_value: bool, fields: dict[str, Field]) -> str:
-    name = key.lstrip("-+~")
-    nearest = nearest_key(name, fields)
-    if has_value or nearest in {name, f"inference.{name}", f"sampling.{name}"} or "." in name:
+    nearest = nearest_key(key.lstrip("-+~"), fields)
+    if has_value:
         what = f"unknown setting {shorten(key)}"
     else:
         what = f"{shorten(argument)} is not a setting (a value with spaces needs quotation marks)"

@@ -153,6 +153,7 @@ def test_ctrl_c_ends_a_stream_with_its_statistics(place, env):
 @pytest.mark.parametrize("script", ["run.py", "run_streaming.py"])
 def test_ctrl_c_while_loading_ends_it_at_once(place, env, script):
     process = started(place, env, script)
+    assert process.stderr is not None
     assert process.stderr.readline() == b"starting ...\n"
     process.send_signal(signal.SIGINT)
     out, notes = process.communicate(timeout=120)

@@ -1,6 +1,7 @@
 """What the commands make of their command line, before anything is loaded."""
 
 import json
+import shlex
 
 import pytest
 from hypothesis import given, settings
@@ -87,6 +88,38 @@ def test_a_path_arrives_as_typed(path):
 )
 def test_lists_of_pictures(value, images):
     assert parse_settings([f"inference.image={value}"]).inference.image == images
+
+
+@pytest.mark.parametrize(
+    ("command", "image", "prompt", "sampling"),
+    [
+        (
+            'inference.image=examples/imgs/coffee_laptop.png inference.prompt="What\'s in this photo?"',
+            "coffee_laptop",
+            "What's in this photo?",
+            {},
+        ),
+        (
+            'inference.image=examples/imgs/panda_climbing.png \\\n  inference.prompt="Write a story about this image"'
+            " \\\n  sampling.temperature=0.9 sampling.max_new_tokens=256",
+            "panda_climbing",
+            "Write a story about this image",
+            {"temperature": 0.9, "max_new_tokens": 256},
+        ),
+        (
+            'inference.image=examples/imgs/stadium_aerial.png inference.prompt="What do you see?"'
+            " sampling.temperature=0.3 sampling.top_p=0.8",
+            "stadium_aerial",
+            "What do you see?",
+            {"temperature": 0.3, "top_p": 0.8},
+        ),
+    ],
+)
+def test_commands_as_a_shell_hands_them_over(command, image, prompt, sampling):
+    parsed = parse_settings(shlex.split(command))
+    assert parsed.inference.image == [f"examples/imgs/{image}.png"]
+    assert parsed.inference.prompt == prompt
+    assert {name: getattr(parsed.sampling, name) for name in sampling} == sampling
 
 
 def test_a_path_may_hold_bytes_that_are_no_utf8_but_a_prompt_may_not():
