@@ -1,6 +1,5 @@
 """`load_model`: a directory in Hugging Face format, a hub id, or the checkpoint that ships."""
 
-import json
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 
 from models.config import Qwen3VLConfig
 from models.errors import CheckpointError
+from models.json_file import read_json
 from models.processor import Processor
 from models.qwen3_vl import Qwen3VL
 from models.weights import Progress, load_params
@@ -44,8 +44,14 @@ def load_model(
         CheckpointError: not found, of an unknown architecture, or its parts do not fit.
     """
     directory = _find(name_or_path)
-    config_class, model_class = _family(directory)
-    config = config_class.from_dict(_read_json(directory / "config.json"))
+    content = read_json(directory / "config.json")
+    kind = content.get("model_type")
+    if kind not in FAMILIES:
+        raise CheckpointError(
+            f"{directory / 'config.json'}: model_type {kind!r}; allowed: {', '.join(FAMILIES)}"
+        )
+    config_class, model_class = FAMILIES[kind]
+    config = config_class.from_dict(content)
     chosen = _dtype(dtype)
     model = model_class(config, chosen)
     processor = Processor.from_directory(directory, config)
@@ -85,24 +91,3 @@ def _download(hub_id: str) -> Path:
         raise CheckpointError(
             f"model {hub_id!r}: no such directory, and the hub gave nothing ({reason})"
         ) from None
-
-
-def _family(directory: Path) -> tuple[Any, Any]:
-    kind = _read_json(directory / "config.json").get("model_type")
-    if kind not in FAMILIES:
-        raise CheckpointError(
-            f"{directory / 'config.json'}: model_type {kind!r}; allowed: {', '.join(FAMILIES)}"
-        )
-    return FAMILIES[kind]
-
-
-def _read_json(path: Path) -> dict:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file; a checkpoint needs one") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path}: not JSON ({error})") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: not a JSON object")
-    return content

@@ -42,12 +42,12 @@ class StreamStats:
     @property
     def median_latency(self) -> float | None:
         """Median time between two tokens."""
-        return self._latency(50)
+        return self._latency(50.0)
 
     @property
     def p99_latency(self) -> float | None:
         """99th percentile of the time between two tokens."""
-        return self._latency(99)
+        return self._latency(99.0)
 
     def _latency(self, percentile: float) -> float | None:
         if not self.inter_token_latencies:

@@ -1,9 +1,9 @@
 """The model is transformers' Qwen3-VL: features, logits and greedy tokens, live and by golden file."""
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -49,6 +49,11 @@ def inputs_of(model, params, case: Case) -> VLMInputs:
     return VLMInputs(tokens, vision, case.grid_thw.astype(np.int32), model.image_pad_id, attention_mask=mask)
 
 
+@partial(jax.jit, static_argnums=0)
+def all_logits(model, params, tokens, positions, vision):
+    return model.apply({"params": params}, tokens, positions, vision, method="logits")
+
+
 def assert_close(ours, theirs) -> None:
     scale = np.abs(theirs).max()
     assert scale > 0.1
@@ -67,13 +72,7 @@ def test_features_logits_and_greedy_tokens(truth, tiny, variant, name):
         assert_close(inputs.vision.deepstack[:, :tokens], expected["deepstack"])
     lengths = np.asarray(inputs.attention_mask).sum(1)
     positions, _ = prompt_positions(model.config, inputs.prompt_tokens, case.grid_thw, lengths)
-    logits = model.apply(
-        {"params": params},
-        jnp.asarray(inputs.prompt_tokens),
-        jnp.asarray(positions),
-        inputs.vision,
-        method="logits",
-    )
+    logits = all_logits(model, params, inputs.prompt_tokens, positions, inputs.vision)
     assert_close(logits[np.arange(len(lengths)), lengths - 1], expected["logits"])
     assert sample(model, params, inputs, GREEDY, KEY).tokens.tolist() == expected["tokens"].tolist()
     if len(case.rows) == 1:

@@ -1,0 +1,285 @@
+"""`sample` and `sample_streaming` are two loops over one step, and a row is alone in its batch."""
+
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from models import InputError, SettingsError
+from sample import SamplingConfig, VLMInputs, prepare_inputs, sample, sample_streaming
+from sample import streaming as streaming_module
+from tests.tokenizer_fixture import IM_END_ID
+
+CONFIGS = {
+    "greedy": {"temperature": 0},
+    "temperature": {"temperature": 1.3},
+    "top_k": {"temperature": 2.0, "top_k": 7},
+    "top_p": {"temperature": 2.0, "top_p": 0.7},
+    "min_p": {"temperature": 2.0, "min_p": 0.1},
+    "penalties": {"repetition_penalty": 1.3, "presence_penalty": 0.5, "frequency_penalty": 0.3},
+    "bias": {"temperature": 1.5, "logit_bias": {5: 8.0, 9: -100.0}},
+    "processed": {"temperature": 2.0, "top_k": 20, "logprobs": "processed"},
+    "all": {"temperature": 1.5, "top_k": 40, "top_p": 0.95, "min_p": 0.01, "repetition_penalty": 1.1},
+}
+STEPS = 24
+
+
+def prompt(rows: int = 1, width: int = 12, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 400, (rows, width)).astype(np.int32)
+
+
+def picture(width: int, height: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_streaming_is_sample_token_for_token(tiny, name, seed):
+    model, params, processor = tiny()
+    cfg = SamplingConfig(max_new_tokens=STEPS, eos_id=processor.eos_ids, **CONFIGS[name])
+    key = jax.random.PRNGKey(seed)
+    whole = sample(model, params, prompt(seed=seed), cfg, key, tokenizer=processor.tokenizer)
+    stream = sample_streaming(model, params, prompt(seed=seed), cfg, key, tokenizer=processor.tokenizer)
+    tokens = list(stream)
+    assert [t.token_id for t in tokens] == whole.tokens[0].tolist()
+    assert np.array([t.logprob for t in tokens], np.float32).tolist() == whole.logprobs[0].tolist()
+    assert "".join(t.text for t in tokens) == whole.texts[0]
+    assert stream.finish_reason == whole.finish_reasons[0]
+    if name != "greedy":
+        other = sample(model, params, prompt(seed=seed), cfg, jax.random.PRNGKey(seed + 77))
+        assert other.tokens.tolist() != whole.tokens.tolist()
+
+
+def test_a_picture_too(tiny):
+    model, params, processor = tiny()
+    inputs = prepare_inputs(model, params, processor, images=[picture(70, 40)], prompt="What's this?")
+    cfg = SamplingConfig(max_new_tokens=STEPS, eos_id=processor.eos_ids)
+    whole = sample(model, params, inputs, cfg, jax.random.key(3), tokenizer=processor.tokenizer)
+    tokens = list(
+        sample_streaming(model, params, inputs, cfg, jax.random.key(3), tokenizer=processor.tokenizer)
+    )
+    assert [t.token_id for t in tokens] == whole.tokens[0].tolist()
+    other = prepare_inputs(model, params, processor, images=[picture(70, 40, 1)], prompt="What's this?")
+    assert sample(model, params, other, cfg, jax.random.key(3)).logprobs.tolist() != whole.logprobs.tolist()
+
+
+def test_old_and_new_keys_are_the_same(tiny):
+    model, params, _ = tiny()
+    cfg = SamplingConfig(max_new_tokens=STEPS)
+    old, new = (sample(model, params, prompt(), cfg, k) for k in (jax.random.PRNGKey(5), jax.random.key(5)))
+    assert old.tokens.tolist() == new.tokens.tolist()
+
+
+def test_a_row_gives_in_a_batch_what_it_gives_alone(tiny):
+    model, params, processor = tiny()
+    texts = ["Describe this image", "What do you see in this photo? " * 3, "no picture"]
+    images = [[picture(64, 64)], [picture(96, 32), picture(40, 90, 1)], []]
+    configs = [
+        SamplingConfig(temperature=1.2, max_new_tokens=30, seed=11, eos_id=processor.eos_ids),
+        SamplingConfig(temperature=0, max_new_tokens=9, repetition_penalty=1.2, eos_id=processor.eos_ids),
+        SamplingConfig(temperature=2.0, top_p=0.8, top_k=50, max_new_tokens=20, seed=12, stop=["zzz"]),
+    ]
+    key = jax.random.key(0)
+    batch = prepare_inputs(model, params, processor, images=images, prompt=texts)
+    together = sample(model, params, batch, configs, key, tokenizer=processor.tokenizer)
+    for row, config in enumerate(configs):
+        single = prepare_inputs(model, params, processor, images=images[row], prompt=texts[row])
+        alone = sample(model, params, single, config, key, tokenizer=processor.tokenizer)
+        n = alone.tokens.shape[1]
+        assert together.tokens[row, :n].tolist() == alone.tokens[0].tolist()
+        assert together.logprobs[row, :n] == pytest.approx(alone.logprobs[0], abs=1e-4)
+        assert together.texts[row] == alone.texts[0]
+        assert together.finish_reasons[row] == alone.finish_reasons[0]
+        assert (together.tokens[row, n:] == config.pad_id).all()
+
+
+def test_keys_of_ones_own_per_row(tiny):
+    model, params, _ = tiny()
+    cfg = SamplingConfig(max_new_tokens=STEPS)
+    keys = jax.random.split(jax.random.key(9), 3)
+    rows = prompt(rows=3)
+    together = sample(model, params, rows, cfg, keys)
+    for i in range(3):
+        alone = sample(model, params, rows[i : i + 1], cfg, keys[i : i + 1])
+        assert together.tokens[i].tolist() == alone.tokens[0].tolist()
+
+
+def test_rows_of_one_key_differ(tiny):
+    model, params, _ = tiny()
+    cfg = SamplingConfig(temperature=1.5, max_new_tokens=STEPS)
+    result = sample(model, params, np.repeat(prompt(), 4, 0), cfg, jax.random.key(0))
+    assert len({tuple(row) for row in result.tokens.tolist()}) == 4
+
+
+def test_more_steps_than_one_program_makes(tiny):
+    model, params, _ = tiny()
+    cfg = SamplingConfig(max_new_tokens=200)
+    whole = sample(model, params, prompt(), cfg, jax.random.key(1))
+    assert whole.tokens.shape == (1, 200)
+    assert whole.finish_reasons == ["length"]
+    tokens = [t.token_id for t in sample_streaming(model, params, prompt(), cfg, jax.random.key(1))]
+    assert tokens == whole.tokens[0].tolist()
+
+
+def test_any_end_token_of_the_set_ends(tiny):
+    model, params, _ = tiny()
+    free = sample(model, params, prompt(), SamplingConfig(max_new_tokens=STEPS), jax.random.key(4))
+    ends = free.tokens[0, 6]
+    first = free.tokens[0].tolist().index(ends)
+    cfg = SamplingConfig(max_new_tokens=STEPS, eos_id=[499, int(ends)])
+    stream = sample_streaming(model, params, prompt(), cfg, jax.random.key(4))
+    assert [t.token_id for t in stream] == free.tokens[0, : first + 1].tolist()
+    assert stream.finish_reason == "stop"
+    assert sample(model, params, prompt(), cfg, jax.random.key(4)).tokens.shape[1] == first + 1
+
+
+def test_the_end_token_has_no_text_and_held_back_text_comes_with_it(tiny):
+    model, params, processor = tiny()
+    cfg = SamplingConfig(
+        max_new_tokens=STEPS, logit_bias={IM_END_ID: 100.0}, eos_id=IM_END_ID, stop=["never seen"]
+    )
+    tokens = list(
+        sample_streaming(model, params, prompt(), cfg, jax.random.key(0), tokenizer=processor.tokenizer)
+    )
+    assert [t.token_id for t in tokens] == [IM_END_ID]
+    assert tokens[0].text == ""
+
+
+def test_a_stop_string_ends_both_drivers_at_the_same_token(tiny):
+    model, params, processor = tiny()
+    free = SamplingConfig(temperature=1.5, max_new_tokens=120, seed=3)
+    text = sample(model, params, prompt(), free, jax.random.key(0), tokenizer=processor.tokenizer).texts[0]
+    stop = text[len(text) // 2 : len(text) // 2 + 3]
+    cfg = SamplingConfig(temperature=1.5, max_new_tokens=120, seed=3, stop=[stop])
+    whole = sample(model, params, prompt(), cfg, jax.random.key(0), tokenizer=processor.tokenizer)
+    stream = sample_streaming(model, params, prompt(), cfg, jax.random.key(0), tokenizer=processor.tokenizer)
+    tokens = list(stream)
+    assert whole.texts[0] == text[: text.index(stop)] == "".join(t.text for t in tokens)
+    assert [t.token_id for t in tokens] == whole.tokens[0].tolist()
+    assert (whole.finish_reasons, stream.finish_reason) == (["stop"], "stop")
+
+
+def test_top_logprobs_are_the_best_and_contain_a_greedy_token(tiny):
+    model, params, _ = tiny()
+    cfg = SamplingConfig(temperature=0, max_new_tokens=5, top_logprobs=4)
+    stream = sample_streaming(model, params, prompt(), cfg, jax.random.key(0))
+    for token in stream:
+        ids, values = zip(*stream.top_logprobs, strict=True)
+        assert len(ids) == 4
+        assert ids[0] == token.token_id
+        assert values[0] == pytest.approx(token.logprob, abs=1e-5)
+        assert list(values) == sorted(values, reverse=True)
+
+
+def test_the_next_step_is_dispatched_before_the_last_is_waited_for(tiny, monkeypatch):
+    model, params, _ = tiny()
+    events = []
+    for name in ("prefill", "decode_step", "unpack"):
+        original = getattr(streaming_module, name)
+        monkeypatch.setattr(
+            streaming_module, name, lambda *a, _f=original, _n=name, **k: (events.append(_n), _f(*a, **k))[1]
+        )
+    list(sample_streaming(model, params, prompt(), SamplingConfig(max_new_tokens=4), jax.random.key(0)))
+    ahead = ["prefill", "decode_step", "unpack", "decode_step", "unpack", "decode_step", "unpack", "unpack"]
+    assert events == ahead  # no prompt token is fed twice, no step is made in vain
+
+
+def test_cancel_ends_before_the_next_token_and_lets_go_of_the_device(tiny):
+    model, params, processor = tiny()
+    cfg = SamplingConfig(max_new_tokens=STEPS)
+    stream = sample_streaming(model, params, prompt(), cfg, jax.random.key(0), tokenizer=processor.tokenizer)
+    got = [next(stream), next(stream)]
+    stream.cancel()
+    assert list(stream) == []
+    assert stream.finish_reason == "cancelled"
+    assert stream.stats.new_tokens == len(got) == 2
+
+    def caches() -> int:
+        return sum(array.ndim == 4 for array in jax.live_arrays())
+
+    before = caches()
+    with sample_streaming(model, params, prompt(), cfg, jax.random.key(0)) as other:
+        next(other)
+        assert caches() > before
+    assert other.finish_reason == "cancelled"
+    assert caches() == before
+
+
+def test_an_error_of_the_device_keeps_what_was_generated(tiny, monkeypatch):
+    model, params, _ = tiny()
+    stream = sample_streaming(
+        model, params, prompt(), SamplingConfig(max_new_tokens=STEPS), jax.random.key(0)
+    )
+    got = [next(stream), next(stream)]
+
+    def broken(*args, **kwargs):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(streaming_module, "decode_step", broken)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        got.extend(stream)
+    assert stream.finish_reason == "error"
+    assert stream.stats.new_tokens == len(got) == 2
+    assert list(stream) == []
+
+
+def test_statistics(tiny):
+    model, params, processor = tiny()
+    inputs = prepare_inputs(model, params, processor, images=[picture(64, 64)], prompt="hello")
+    stream = sample_streaming(model, params, inputs, SamplingConfig(max_new_tokens=6), jax.random.key(0))
+    begun = time.perf_counter()
+    list(stream)
+    elapsed = time.perf_counter() - begun
+    stats = stream.stats
+    assert stats.image_tokens == int(np.prod(inputs.grid_thw)) // 4
+    assert stats.prompt_tokens == int(np.asarray(inputs.attention_mask).sum()) > stats.image_tokens
+    assert stats.new_tokens == 6
+    assert len(stats.inter_token_latencies) == 5
+    assert stats.time_to_first_token + sum(stats.inter_token_latencies) <= elapsed + 1
+    assert stats.tokens_per_second == pytest.approx(5 / sum(stats.inter_token_latencies))
+    assert stats.median_latency <= stats.p99_latency <= max(stats.inter_token_latencies)
+
+
+WRONG = {
+    "no tokens": (np.zeros((1, 0), np.int32), {}, InputError, "prompt_tokens"),
+    "one axis": (np.zeros(4, np.int32), {}, InputError, "prompt_tokens"),
+    "floats": (np.zeros((1, 4), np.float32), {}, InputError, "prompt_tokens"),
+    "beyond the vocabulary": (np.full((1, 4), 512, np.int32), {}, InputError, "0..511"),
+    "negative": (np.full((1, 4), -1, np.int32), {}, InputError, "0..511"),
+    "beyond the context": (prompt(), {"max_new_tokens": 1013}, InputError, "1024"),
+    "bias beyond the vocabulary": (prompt(), {"logit_bias": {600: 1.0}}, SettingsError, "logit_bias"),
+    "stop without tokenizer": (prompt(), {"stop": "x"}, SettingsError, "tokenizer"),
+}
+
+
+@pytest.mark.parametrize("driver", [sample, sample_streaming])
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_input_is_one_line(tiny, name, driver):
+    model, params, _ = tiny()
+    tokens, settings, kind, part = WRONG[name]
+    with pytest.raises(kind) as caught:
+        driver(model, params, tokens, SamplingConfig(**settings), jax.random.key(0))
+    assert part in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_batch_does_not_stream(tiny):
+    model, params, _ = tiny()
+    with pytest.raises(InputError, match=r"batch of 2; allowed: 1 \(use sample\(\) for more\)"):
+        sample_streaming(model, params, prompt(rows=2), SamplingConfig(), jax.random.key(0))
+
+
+def test_numbers_of_configurations_keys_and_pictures_must_fit(tiny):
+    model, params, _ = tiny()
+    rows = prompt(rows=2)
+    with pytest.raises(SettingsError, match="3 configurations for 2 rows"):
+        sample(model, params, rows, [SamplingConfig()] * 3, jax.random.key(0))
+    with pytest.raises(SettingsError, match="keys for 2 rows"):
+        sample(model, params, rows, SamplingConfig(), jax.random.split(jax.random.key(0), 3))
+    slots = np.full((1, 4), model.image_pad_id, np.int32)
+    with pytest.raises(InputError, match="vision is None"):
+        sample(model, params, slots, SamplingConfig(), jax.random.key(0))
+    wrong = VLMInputs(rows, None, np.zeros((0, 3), np.int32), model.image_pad_id, np.ones((2, 3), bool))
+    with pytest.raises(InputError, match="attention_mask"):
+        sample(model, params, wrong, SamplingConfig(), jax.random.key(0))
