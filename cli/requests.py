@@ -74,6 +74,8 @@ def _picture_sets(images: list[str]) -> list[tuple[str, ...]]:
             raise UsageError("inference.image: got an empty path; leave the setting out for text alone")
         if not Path(image).exists():
             raise UsageError(f"inference.image: no such file: {shorten(image)}")
+        if len(images) > 1 and Path(image).is_dir():
+            raise UsageError(f"inference.image: {shorten(image)} is a directory; a list holds files alone")
     if len(images) != 1 or not Path(images[0]).is_dir():
         return [tuple(images)]
     pictures = sorted(

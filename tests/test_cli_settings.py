@@ -100,8 +100,8 @@ def test_lists_of_pictures(value, images):
             {},
         ),
         (
-            'inference.image=examples/imgs/panda_climbing.png \\\n  inference.prompt="Write a story about this image"'
-            " \\\n  sampling.temperature=0.9 sampling.max_new_tokens=256",
+            'inference.image=examples/imgs/panda_climbing.png inference.prompt="Write a story about this image"'
+            " sampling.temperature=0.9 sampling.max_new_tokens=256",
             "panda_climbing",
             "Write a story about this image",
             {"temperature": 0.9, "max_new_tokens": 256},

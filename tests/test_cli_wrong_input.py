@@ -18,7 +18,7 @@ from tests.tiny import tiny_checkpoint
 WRONG = [
     ("missing file", "run_streaming.py", ["inference.image={}/none.png"], ["no such file", "none.png"]),
     ("folder", "run_streaming.py", ["inference.image={}/good"], ["directory", "good"]),
-    ("folder in a list", "run.py", ["inference.image=[{}/good,{}/good]"], ["folder", "good"]),
+    ("folder in a list", "run.py", ["inference.image=[{}/good,{}/good]"], ["directory", "good"]),
     ("folder without pictures", "run.py", ["inference.image={}/bare"], ["no picture", "bare", ".png"]),
     ("empty path", "run.py", ["inference.image="], ["inference.image", "empty"]),
     ("empty file", "run_streaming.py", ["inference.image={}/empty.png"], ["empty.png", "empty file"]),
