@@ -100,7 +100,8 @@ def test_lists_of_pictures(value, images):
             {},
         ),
         (
-            'inference.image=examples/imgs/panda_climbing.png inference.prompt="Write a story about this image"'
+            "inference.image=examples/imgs/panda_climbing.png"
+            ' inference.prompt="Write a story about this image"'
             " sampling.temperature=0.9 sampling.max_new_tokens=256",
             "panda_climbing",
             "Write a story about this image",
