@@ -81,12 +81,11 @@ def _find(name_or_path: str | Path) -> Path:
 
 
 def _download(hub_id: str) -> Path:
-    import httpx  # noqa: PLC0415  (only a hub id needs these)
-    from huggingface_hub import snapshot_download  # noqa: PLC0415
+    from huggingface_hub import snapshot_download  # noqa: PLC0415  (only a hub id needs it)
 
     try:
         return Path(snapshot_download(hub_id, allow_patterns=_HUB_FILES, etag_timeout=5))
-    except (OSError, ValueError, httpx.HTTPError) as error:  # the hub's own errors are subclasses of OSError
+    except (OSError, ValueError) as error:  # the hub's own errors are among them
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
             f"model {hub_id!r}: no such directory, and the hub gave nothing ({reason})"

@@ -1,0 +1,166 @@
+"""Loading is strict, complete, and straight to the wanted dtype."""
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from models import CheckpointError, load_model
+from models.config import Qwen3VLConfig
+from models.weights import save_checkpoint
+from tests.tiny import VARIANTS, tiny_config
+
+DOWN = "model.language_model.layers.0.mlp.down_proj.weight"
+NORM = "model.visual.blocks.1.norm2.bias"
+
+
+@pytest.fixture
+def copy(tiny_directory, tmp_path):
+    return shutil.copytree(tiny_directory("untied"), tmp_path / "copy")
+
+
+def rewrite(directory, change) -> None:
+    tensors = load_file(directory / "model.safetensors")
+    change(tensors)
+    save_file(tensors, directory / "model.safetensors")
+
+
+def refusal(directory) -> str:
+    with pytest.raises(CheckpointError) as caught:
+        load_model(directory)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_all_faults_are_named_in_one_line(copy):
+    def change(tensors):
+        del tensors[DOWN], tensors[NORM]
+        tensors["model.extra.weight"] = np.zeros(3, np.float32)
+        tensors["lm_head.weight"] = tensors["lm_head.weight"][:, :-1].copy()
+
+    rewrite(copy, change)
+    message = refusal(copy)
+    assert f"missing: {DOWN}, {NORM}" in message
+    assert "surplus: model.extra.weight" in message
+    assert "misshaped: lm_head.weight [512, 47] instead of [512, 48]" in message
+
+
+def test_a_convolution_of_another_shape_is_misshaped(copy):
+    def change(tensors):
+        name = "model.visual.patch_embed.proj.weight"
+        tensors[name] = np.zeros((32, 3, 1, 16, 16), np.float32)
+
+    rewrite(copy, change)
+    assert "misshaped: model.visual.patch_embed.proj.weight [32, 3, 1, 16, 16]" in refusal(copy)
+
+
+def test_a_tied_head_may_be_stored_twice_but_not_otherwise(tiny_directory, tmp_path):
+    directory = shutil.copytree(tiny_directory("tied"), tmp_path / "copy")
+
+    def change(tensors):
+        tensors["lm_head.weight"] = tensors["model.language_model.embed_tokens.weight"].copy()
+
+    rewrite(directory, change)
+    assert "lm_head" not in load_model(directory).params
+
+    def spoil(tensors):
+        tensors["lm_head.weight"][0, 0] += 1
+
+    rewrite(directory, spoil)
+    assert "surplus: lm_head.weight" in refusal(directory)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_shards_are_one_file(tiny_directory, tmp_path, variant):
+    whole = load_model(tiny_directory(variant))
+    directory = shutil.copytree(tiny_directory(variant), tmp_path / "copy")
+    tensors = load_file(directory / "model.safetensors")
+    (directory / "model.safetensors").unlink()
+    names, weight_map = sorted(tensors), {}
+    for i in range(3):
+        file = f"model-{i + 1:05d}-of-00003.safetensors"
+        part = {name: tensors[name] for name in names[i::3]}
+        save_file(part, directory / file)
+        weight_map |= dict.fromkeys(part, file)
+    (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    shards = load_model(directory)
+    assert shards.model == whole.model
+    jax.tree.map(np.testing.assert_array_equal, shards.params, whole.params)
+    (directory / "model-00002-of-00003.safetensors").unlink()
+    assert "model-00002-of-00003.safetensors: no such file" in refusal(directory)
+
+
+@pytest.mark.parametrize(("dtype", "expected"), [("bfloat16", jnp.bfloat16), (jnp.float32, jnp.float32)])
+def test_every_parameter_has_the_wanted_dtype(tiny_directory, dtype, expected):
+    seen = []
+    model, params, _ = load_model(tiny_directory(), dtype=dtype, progress=lambda *p: seen.append(p))
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(expected)}
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(params))
+    assert model.empty_cache(1, 64).keys[0].dtype == expected
+    total = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    assert seen[-1] == (total, total)
+    assert [done for done, _ in seen] == sorted({done for done, _ in seen})
+
+
+def test_the_default_dtype_is_the_fast_one(tiny_directory):
+    fast = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+    assert load_model(tiny_directory()).model.dtype == fast
+
+
+def test_saved_weights_are_loaded_again(tiny, tiny_directory, tmp_path):
+    model, params, _ = tiny("untied")
+    directory = shutil.copytree(tiny_directory("untied"), tmp_path / "copy")
+    save_checkpoint(directory, model.config, params, jnp.float32)
+    again = load_model(directory)
+    jax.tree.map(np.testing.assert_array_equal, again.params, params)
+    on_disk = load_file(directory / "model.safetensors")
+    original = load_file(tiny_directory("untied") / "model.safetensors")
+    assert {n: t.shape for n, t in on_disk.items()} == {n: t.shape for n, t in original.items()}
+
+
+def test_what_is_no_checkpoint(tmp_path, copy):
+    assert "neither a directory, nor a hub id" in refusal(tmp_path / "nowhere" / "at" / "all")
+    assert "config.json: no such file" in refusal(tmp_path)
+    (copy / "model.safetensors").write_bytes(b"no tensors")
+    assert "not a safetensors file" in refusal(copy)
+    (copy / "model.safetensors").unlink()
+    assert "model.safetensors: no such file" in refusal(copy)
+    (copy / "config.json").write_text('{"model_type": "llava"}')
+    assert "model_type 'llava'; allowed: qwen3_vl" in refusal(copy)
+
+
+CONFIGS = {
+    "no text": ({"text_config": None}, "text_config"),
+    "a size missing": ({"text_config": {"hidden_size": None}}, "hidden_size"),
+    "another activation": ({"text_config": {"hidden_act": "gelu"}}, "hidden_act"),
+    "heads": ({"text_config": {"num_key_value_heads": 4}}, "query heads"),
+    "sections": ({"text_config": {"rope_scaling": {"mrope_section": [1, 2, 3]}}}, "mrope_section"),
+    "yarn": ({"text_config": {"rope_scaling": {"rope_type": "yarn"}}}, "rope_type"),
+    "widths": ({"vision_config": {"out_hidden_size": 32}}, "out_hidden_size"),
+    "positions": ({"vision_config": {"num_position_embeddings": 35}}, "square"),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_config_that_does_not_fit_is_one_line(name):
+    changes, part = CONFIGS[name]
+    config = tiny_config("tied")
+    for section, change in changes.items():
+        if change is None:
+            del config[section]
+            continue
+        for key, value in change.items():
+            if value is None:
+                del config[section][key]
+            elif isinstance(value, dict):
+                config[section][key] |= value
+            else:
+                config[section][key] = value
+    with pytest.raises(CheckpointError, match=part) as caught:
+        Qwen3VLConfig.from_dict(config)
+    assert "\n" not in str(caught.value)
