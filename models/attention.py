@@ -30,7 +30,7 @@ def causal_attention(
     """
     block = _block_size(v.shape[2], filled)
     bound = jnp.max(slots) + 1 if filled is None else filled
-    blocks = 1 if block == v.shape[2] else (bound + block - 1) // block
+    blocks = (bound + block - 1) // block
 
     def visible(start: Array | int) -> Bool[Array, "B 1 T S"]:
         return (start + jnp.arange(block) <= slots[..., None])[:, None]
@@ -55,10 +55,14 @@ def segment_attention(
 
 
 def _block_size(slots: int, filled: int | None) -> int:
+    block = math.gcd(slots, BLOCK)
+    if filled is not None:
+        return block
     # A trip count that only the device knows makes a GPU wait for the host, once per layer.
-    if filled is None and jax.default_backend() != "cpu":
+    if jax.default_backend() != "cpu":
         return slots
-    return math.gcd(slots, BLOCK)
+    # One block that is the whole buffer is moved out of the loop by XLA, at the price of copying the cache.
+    return block if block < slots else max(slots // 2, 1)
 
 
 def _attend(

@@ -212,8 +212,8 @@ class Decoder(nn.Module):
 class Qwen3VL(nn.Module):
     """The model: static and hashable; its parameters are a pytree beside it.
 
-    The sampler uses `context_length`, `vocab_size`, `image_pad_id`, `position_axes`, `empty_cache`,
-    `prompt_positions` and, through `apply`, `forward` and `head`; every family offers these.
+    The sampler uses `context_length`, `vocab_size`, `image_pad_id`, `position_axes`,
+    `decoder_params`, `empty_cache`, `prompt_positions` and, through `apply`, `forward` and `head`; every family offers these.
     """
 
     config: Qwen3VLConfig
@@ -242,6 +242,10 @@ class Qwen3VL(nn.Module):
     def merge_unit(self) -> int:
         """Patches per picture token."""
         return self.config.vision.merge_unit
+
+    def decoder_params(self, params: Any) -> Any:
+        """What `forward` and `head` read of `params`: a step hands over no more arrays than it needs."""
+        return {name: part for name, part in params.items() if name != "visual"}
 
     def empty_cache(self, batch: int, slots: int) -> KVCache:
         c = self.config.text

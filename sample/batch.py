@@ -51,6 +51,7 @@ def sample(
     if tokenizer is None and any(c.stop for c in request.configs):
         raise SettingsError("stop: stop strings need a tokenizer")
     rows = [_Row(c, tokenizer) for c in request.configs]
+    params = model.decoder_params(params)
     state, packed = prefill(
         model,
         params,

@@ -5,7 +5,8 @@ The order and the kept sets are those of transformers' logits processors: penalt
 top-p, min-p, exact over the whole vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -108,9 +109,29 @@ def process_logits(
     logits = _finite(_biased(_penalised(logits, params, prompt_mask, counts), params))
     greedy = (params.temperature <= 0)[:, None]
     scaled = _finite(logits / jnp.where(greedy, 1.0, params.temperature[:, None]))
-    for keep in (_keep_top_k, _keep_top_p, _keep_min_p):
-        scaled = jnp.where(keep(scaled, params), scaled, -jnp.inf)
+    drawing = params.temperature > 0
+    for keep, wanted in (
+        (_keep_top_k, params.top_k > 0),
+        (_keep_top_p, params.top_p < 1),
+        (_keep_min_p, params.min_p > 0),
+    ):
+        scaled = _where_wanted(drawing & wanted, partial(_filtered, keep, params), scaled)
     return jnp.where(greedy, logits, scaled)
+
+
+def _filtered(
+    keep: Callable[[Array, SamplingParams], Array], params: SamplingParams, logits: Float[Array, "B V"]
+) -> Float[Array, "B V"]:
+    return jnp.where(keep(logits, params), logits, -jnp.inf)
+
+
+def _where_wanted(
+    wanted: Bool[Array, " B"], work: Callable[[Array], Array], given: Float[Array, "B V"]
+) -> Float[Array, "B V"]:
+    """`work(given)`, left out on a CPU if no row wants it; a GPU would have to ask the host at the branch."""
+    if jax.default_backend() != "cpu":
+        return work(given)
+    return lax.cond(wanted.any(), work, lambda unchanged: unchanged, given)
 
 
 def _penalised(
@@ -216,10 +237,16 @@ def draw(
         processed: from `process_logits`.
         params: the same as there.
     """
+
     # "high": with the default's 23 random bits the largest Gumbel numbers of a large vocabulary collide.
-    sampled = jax.vmap(lambda key, row: jax.random.categorical(key, row, mode="high"))(keys, processed)
-    greedy = jnp.argmax(processed, axis=-1)
-    return jnp.where(params.temperature <= 0, greedy, sampled).astype(jnp.int32)
+    def noisy(scores: Float[Array, "B V"]) -> Float[Array, "B V"]:
+        noise = jax.vmap(lambda key: jax.random.gumbel(key, scores.shape[-1:], scores.dtype, mode="high"))(
+            keys
+        )
+        return jnp.where(drawing[:, None], scores + noise, scores)
+
+    drawing = params.temperature > 0
+    return jnp.argmax(_where_wanted(drawing, noisy, processed), axis=-1).astype(jnp.int32)
 
 
 def log_probabilities(

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Key
+from jaxtyping import Array, UInt32
 
 from models.buckets import bucket
 from models.errors import InputError, SettingsError
@@ -17,6 +18,7 @@ from sample.step import Prompt
 
 _SHORTEST_PROMPT, _SMALLEST_CACHE = 64, 256  # tokens
 _MOST_ALTERNATIVES = 20
+_PADDING = SamplingConfig(temperature=0, max_new_tokens=1)
 
 
 class Request(NamedTuple):
@@ -28,7 +30,7 @@ class Request(NamedTuple):
     prompt: Prompt
     vision: VisionEmbeddings | None
     sampling: SamplingParams
-    key: Key[Array, "B"]
+    key: UInt32[Array, "B words"]
     slots: int
     top: int
 
@@ -69,9 +71,7 @@ def make_request(
         image_tokens=sum(int((r == inputs.image_pad_id).sum()) for r in rows),
         prompt=prompt,
         vision=inputs.vision,
-        sampling=sampling_params(
-            configs + [SamplingConfig(temperature=0, max_new_tokens=1)] * padding, vocab_size=model.vocab_size
-        ),
+        sampling=jax.device_put(sampling_params(configs + [_PADDING] * padding, vocab_size=model.vocab_size)),
         key=_row_keys(rng, configs, len(rows), padding),
         slots=bucket(max(needed, prompt.tokens.shape[1]), _SMALLEST_CACHE),
         top=_MOST_ALTERNATIVES if any(c.top_logprobs for c in configs) else 0,
@@ -124,22 +124,21 @@ def _prompt(model: Qwen3VL, inputs: VLMInputs, rows: list[np.ndarray], padding: 
     return Prompt(tokens, positions, lengths, deltas)
 
 
-def _row_keys(rng: Array, configs: list[SamplingConfig], rows: int, padding: int) -> Key[Array, "B"]:
-    key = rng if jax.dtypes.issubdtype(rng.dtype, jax.dtypes.prng_key) else jax.random.wrap_key_data(rng)
-    if key.ndim > 1 or (key.ndim == 1 and key.shape[0] != rows):
-        raise SettingsError(f"rng: {list(key.shape)} keys for {rows} rows; allowed: one key, or one per row")
+def _row_keys(rng: Array, configs: list[SamplingConfig], rows: int, padding: int) -> UInt32[Array, "B words"]:
+    """Raw words: a typed key would be unwrapped in Python at each step."""
+    typed = jax.dtypes.issubdtype(rng.dtype, jax.dtypes.prng_key)
+    words = jax.random.key_data(rng) if typed else rng
+    if words.shape not in ((2,), (rows, 2)):
+        given = f"{list(rng.shape)} {rng.dtype}"
+        raise SettingsError(f"rng: {given} for {rows} rows; allowed: one threefry key, or one per row")
     seeds = np.array([-1 if c.seed is None else c.seed for c in configs] + [0] * padding, np.int64)
-    if key.ndim == 1:
-        key = key[np.minimum(np.arange(rows + padding), rows - 1)]
-    return _mix_keys(key, (seeds & 0xFFFFFFFF).astype(np.uint32), seeds >= 0)
+    if words.ndim == 2:
+        words = words[np.minimum(np.arange(rows + padding), rows - 1)]
+    return _mix_keys(words, (seeds & 0xFFFFFFFF).astype(np.uint32), seeds >= 0)
 
 
 @jax.jit
-def _mix_keys(key: Key[Array, "..."], seeds: Array, seeded: Array) -> Key[Array, "B"]:
-    rows = seeds.shape[0]
-    impl = jax.random.key_impl(key)
-    own = jax.vmap(jax.random.fold_in, (None, 0))(key, np.arange(rows)) if key.ndim == 0 else key
-    from_seed = jax.vmap(lambda s: jax.random.key(s, impl=impl))(seeds)
-    return jax.random.wrap_key_data(
-        jax.numpy.where(seeded[:, None], jax.random.key_data(from_seed), jax.random.key_data(own)), impl=impl
-    )
+def _mix_keys(words: UInt32[Array, "..."], seeds: Array, seeded: Array) -> UInt32[Array, "B words"]:
+    rows = np.arange(seeds.shape[0])
+    own = words if words.ndim == 2 else jax.vmap(jax.random.fold_in, (None, 0))(words, rows)
+    return jnp.where(seeded[:, None], jax.vmap(jax.random.PRNGKey)(seeds), own)

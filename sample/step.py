@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from models.cache import KVCache
 from models.qwen3_vl import Qwen3VL, VisionEmbeddings
@@ -35,7 +35,7 @@ class DecodeState(NamedTuple):
     length: Int[Array, "B"]  # filled slots
     delta: Int[Array, "B"]  # rotary position = slot + delta
     count: Int[Array, "B"]  # tokens drawn
-    key: Key[Array, "B"]  # a row's own; token n is drawn with fold_in(key, n)
+    key: UInt32[Array, "B words"]  # a row's own; token n is drawn with fold_in(key, n)
     in_prompt: Bool[Array, "B V"]
     drawn: Int[Array, "B V"]  # how often each token was drawn
     status: Int[Array, "B"]  # RUNNING, STOPPED or OUT_OF_LENGTH
@@ -58,7 +58,7 @@ def prefill(
     prompt: Prompt,
     vision: VisionEmbeddings | None,
     sampling: SamplingParams,
-    key: Key[Array, "B"],
+    key: UInt32[Array, "B words"],
     *,
     slots: int,
     top: int,

@@ -74,7 +74,7 @@ class TokenStream(Iterator[Token]):
         self.stats = StreamStats(request.lengths[0], request.image_tokens)
         self.top_logprobs: list[tuple[int, float]] = []
         self.rest = ""
-        self._model, self._params, self._request = model, params, request
+        self._model, self._params, self._request = model, model.decoder_params(params), request
         config = request.configs[0]
         self._text = None if tokenizer is None else TextStream(tokenizer, config.stop, config.eos_ids)
         self._state: DecodeState | None = None

@@ -56,7 +56,17 @@ def test_a_second_call_compiles_nothing(tiny):
         run_both(
             tiny, 3, "And now?", (66, 66), max_new_tokens=20, repetition_penalty=1.5, presence_penalty=1.0
         )
-        run_both(tiny, 4, "", (62, 62), frequency_penalty=0.1, logit_bias={3: 2.0}, seed=8, stop=["xyz"])
+        run_both(
+            tiny,
+            4,
+            "",
+            (62, 62),
+            max_new_tokens=50,
+            frequency_penalty=0.1,
+            logit_bias={3: 2.0},
+            seed=8,
+            stop=["xyz"],
+        )
         run_both(tiny, 5, "Hm", (64, 64), max_new_tokens=100, logprobs="processed")
     assert again == []
 
@@ -82,6 +92,20 @@ def test_the_cache_is_donated_and_written_in_place(running):
     after, _ = decode_step(model, params, state, r.sampling, top=0)
     assert all(buffer.is_deleted() for buffer in state.cache.keys + state.cache.values)
     assert [b.unsafe_buffer_pointer() for b in (*after.cache.keys, *after.cache.values)] == before
+
+
+@pytest.mark.parametrize("new_tokens", [100, 900])
+def test_a_step_makes_no_copy_of_the_cache(tiny, new_tokens):
+    """Beside its inputs and outputs a step needs less memory than one layer's keys and values."""
+    model, params, _ = tiny()
+    rows = np.arange(12, dtype=np.int32)[None].repeat(8, 0)
+    r = make_request(model, rows, SamplingConfig(max_new_tokens=new_tokens), jax.random.key(0))
+    state, _ = prefill(model, params, r.prompt, r.vision, r.sampling, r.key, slots=r.slots, top=r.top)
+    cache = sum(buffer.nbytes for buffer in state.cache.keys + state.cache.values)
+    memory = decode_step.lower(model, params, state, r.sampling, top=0).compile().memory_analysis()
+    logits = 8 * model.vocab_size * 4
+    assert memory.alias_size_in_bytes >= cache
+    assert memory.temp_size_in_bytes < cache / 2 + 20 * logits
 
 
 def test_what_lies_behind_the_filled_part_is_not_read(running):
