@@ -97,14 +97,14 @@ class VisionTower(nn.Module):
     @nn.compact
     def __call__(self, pixel_values: Float[Array, "P patch_dim"], layout: VisionLayout) -> VisionEmbeddings:
         c = self.config
-        layout = VisionLayout(*map(jnp.asarray, layout))
+        taps, tap_weights, coordinates, segments = map(jnp.asarray, layout)
         table = Embedding(c.num_position_embeddings, c.hidden_size, name="pos_embed")
-        places = (table(layout.taps).astype(jnp.float32) * layout.tap_weights[..., None]).sum(1)
+        places = (table(taps).astype(jnp.float32) * tap_weights[..., None]).sum(1)
         x = PatchEmbed(c, name="patch_embed")(pixel_values.astype(self.dtype)) + places.astype(self.dtype)
-        angles = axial_angles(layout.coordinates, c.head_dim, c.rope_theta)
+        angles = axial_angles(coordinates, c.head_dim, c.rope_theta)
         deepstack = []
         for i in range(c.depth):
-            x = VisionBlock(c, name=f"blocks_{i}")(x, angles, layout.segments)
+            x = VisionBlock(c, name=f"blocks_{i}")(x, angles, segments)
             if i in c.deepstack_visual_indexes:
                 name = f"deepstack_merger_list_{c.deepstack_visual_indexes.index(i)}"
                 deepstack.append(PatchMerger(c, norm_joined=True, name=name)(x))
@@ -213,7 +213,8 @@ class Qwen3VL(nn.Module):
     """The model: static and hashable; its parameters are a pytree beside it.
 
     The sampler uses `context_length`, `vocab_size`, `image_pad_id`, `position_axes`,
-    `decoder_params`, `empty_cache`, `prompt_positions` and, through `apply`, `forward` and `head`; every family offers these.
+    `decoder_params`, `empty_cache`, `prompt_positions` and, through `call`, `forward` and `head`;
+    every family offers these.
     """
 
     config: Qwen3VLConfig
@@ -242,6 +243,10 @@ class Qwen3VL(nn.Module):
     def merge_unit(self) -> int:
         """Patches per picture token."""
         return self.config.vision.merge_unit
+
+    def call(self, method: str, params: Any, *args: Any) -> Any:
+        """`apply` with plain parameters: one of the methods below, as a pure function."""
+        return self.apply({"params": params}, *args, method=method)
 
     def decoder_params(self, params: Any) -> Any:
         """What `forward` and `head` read of `params`: a step hands over no more arrays than it needs."""

@@ -47,4 +47,4 @@ def encode_vision(
 
 @partial(jax.jit, static_argnames="model")
 def _encode(model: Qwen3VL, params: Any, pixel_values: Array, layout: VisionLayout) -> VisionEmbeddings:
-    return model.apply({"params": params}, pixel_values, layout, method="encode_vision")
+    return model.call("encode_vision", params, pixel_values, layout)

@@ -43,7 +43,7 @@ def load_params(directory: Path, model: Qwen3VL, dtype: DTypeLike, progress: Pro
     Raises:
         CheckpointError: names every tensor that is missing, surplus or misshaped.
     """
-    shapes = flatten_dict(jax.eval_shape(model.init_params, jax.random.key(0)))
+    shapes: dict[tuple[str, ...], Any] = flatten_dict(jax.eval_shape(model.init_params, jax.random.key(0)))
     names = {checkpoint_name(path): path for path in shapes}
     files = {name: file for file in _files(directory) for name in _names(file)}
     _compare(directory, model, shapes, names, files)
@@ -67,7 +67,8 @@ def save_checkpoint(
     vision = config.vision
     conv = (-1, vision.in_channels, vision.temporal_patch_size, vision.patch_size, vision.patch_size)
     tensors = {}
-    for path, value in flatten_dict(params).items():
+    leaves: dict[tuple[str, ...], Any] = flatten_dict(params)
+    for path, value in leaves.items():
         name = checkpoint_name(path)
         stored = jnp.asarray(value.T if path[-1] == "kernel" else value, dtype)
         tensors[name] = stored.reshape(conv) if name.endswith("patch_embed.proj.weight") else stored

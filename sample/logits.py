@@ -7,7 +7,7 @@ top-p, min-p, exact over the whole vocabulary.
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -126,7 +126,7 @@ def _filtered(
 
 
 def _where_wanted(
-    wanted: Bool[Array, " B"], work: Callable[[Array], Array], given: Float[Array, "B V"]
+    wanted: Bool[HostOrDevice, " B"], work: Callable[[Any], Array], given: Float[HostOrDevice, "B V"]
 ) -> Float[Array, "B V"]:
     """`work(given)`, left out on a CPU if no row wants it; a GPU would have to ask the host at the branch."""
     if jax.default_backend() != "cpu":

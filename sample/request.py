@@ -126,7 +126,7 @@ def _prompt(model: Qwen3VL, inputs: VLMInputs, rows: list[np.ndarray], padding: 
 
 def _row_keys(rng: Array, configs: list[SamplingConfig], rows: int, padding: int) -> UInt32[Array, "B words"]:
     """Raw words: a typed key would be unwrapped in Python at each step."""
-    typed = jax.dtypes.issubdtype(rng.dtype, jax.dtypes.prng_key)
+    typed = jnp.issubdtype(rng.dtype, jax.dtypes.prng_key)
     words = jax.random.key_data(rng) if typed else rng
     if words.shape not in ((2,), (rows, 2)):
         given = f"{list(rng.shape)} {rng.dtype}"

@@ -70,15 +70,15 @@ def prefill(
     """
     B, T = prompt.tokens.shape
     start = jnp.zeros(B, jnp.int32)
-    hidden, cache = model.apply(
-        {"params": params},
+    hidden, cache = model.call(
+        "forward",
+        params,
         jnp.asarray(prompt.tokens),
         jnp.asarray(prompt.positions),
         start,
         model.empty_cache(B, slots),
         vision,
         T,
-        method="forward",
     )
     last = jnp.take_along_axis(hidden, (prompt.lengths - 1)[:, None, None], axis=1)[:, 0]
     rows = jnp.arange(B)[:, None]
@@ -102,9 +102,7 @@ def _step(
 ) -> tuple[DecodeState, Int[Array, "B packed"]]:
     B = state.token.shape[0]
     positions = jnp.broadcast_to((state.length + state.delta)[:, None], (model.position_axes, B, 1))
-    hidden, cache = model.apply(
-        {"params": params}, state.token[:, None], positions, state.length, state.cache, method="forward"
-    )
+    hidden, cache = model.call("forward", params, state.token[:, None], positions, state.length, state.cache)
     running = state.status == RUNNING
     state = state._replace(cache=cache, length=state.length + running)
     return _draw_next(model, params, state, hidden[:, 0], sampling, top)
@@ -160,7 +158,7 @@ def _draw_next(
     sampling: SamplingParams,
     top: int,
 ) -> tuple[DecodeState, Int[Array, "B packed"]]:
-    logits = model.apply({"params": params}, hidden, method="head")
+    logits = model.call("head", params, hidden)
     processed = process_logits(logits, sampling, state.in_prompt, state.drawn)
     token = draw(jax.vmap(jax.random.fold_in)(state.key, state.count), processed, sampling)
     logprob = log_probabilities(logits, processed, token, sampling, top)

@@ -78,7 +78,7 @@ class TokenStream(Iterator[Token]):
         config = request.configs[0]
         self._text = None if tokenizer is None else TextStream(tokenizer, config.stop, config.eos_ids)
         self._state: DecodeState | None = None
-        self._ahead: Array | None = None  # the packed output of the step that runs
+        self._ahead: Any = None  # the packed output of the step that runs
         self._dispatched = 0
         self._cancelled = False
 

@@ -1,0 +1,1 @@
+"""What is measured, against which limit and which peer. Ratios within one run; never asserted in tests."""
