@@ -212,7 +212,7 @@ class Decoder(nn.Module):
 class Qwen3VL(nn.Module):
     """The model: static and hashable; its parameters are a pytree beside it.
 
-    The sampler uses `context_length`, `vocab_size`, `image_pad_id`, `position_axes`,
+    The sampler uses `context_length`, `vocab_size`, `hidden_size`, `image_pad_id`, `position_axes`,
     `decoder_params`, `empty_cache`, `prompt_positions` and, through `call`, `forward` and `head`;
     every family offers these.
     """
@@ -234,6 +234,10 @@ class Qwen3VL(nn.Module):
     @property
     def vocab_size(self) -> int:
         return self.config.text.vocab_size
+
+    @property
+    def hidden_size(self) -> int:
+        return self.config.text.hidden_size
 
     @property
     def image_pad_id(self) -> int:

@@ -1,7 +1,7 @@
 """From what a caller hands over to the arrays of the step: checked, compacted and padded to buckets."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -49,12 +49,13 @@ def make_request(
         rng: one key (row i gets `fold_in(rng, i)`) or B keys; old-style or new-style.
 
     Raises:
-        InputError: the tokens are no ids of this model, or do not fit its context.
-        SettingsError: a number of configurations or keys that is not the number of rows.
+        InputError: tokens that are no ids of this model, or do not fit its context, `grid_thw` or `vision`.
+        SettingsError: no key, or a number of configurations or keys that is not the number of rows.
     """
     if not isinstance(inputs, VLMInputs):
         inputs = VLMInputs(inputs, None, np.zeros((0, 3), np.int32), model.image_pad_id)
     rows = _rows(model, inputs)
+    grid_thw = _grid(inputs)
     configs = [configs] * len(rows) if isinstance(configs, SamplingConfig) else list(configs)
     if len(configs) != len(rows):
         raise SettingsError(
@@ -63,12 +64,14 @@ def make_request(
     _check_room(model, rows, configs)
     longest = max(map(len, rows))
     padding = bucket(len(rows), 1) - len(rows)
-    prompt = _prompt(model, inputs, rows, padding, bucket(longest, _SHORTEST_PROMPT))
+    prompt = _prompt(model, grid_thw, rows, padding, bucket(longest, _SHORTEST_PROMPT))
+    image_tokens = sum(int((r == inputs.image_pad_id).sum()) for r in rows)
+    _check_vision(model, inputs.vision, image_tokens)
     needed = max(len(r) + c.max_new_tokens for r, c in zip(rows, configs, strict=True))
     return Request(
         configs=configs,
         lengths=[len(r) for r in rows],
-        image_tokens=sum(int((r == inputs.image_pad_id).sum()) for r in rows),
+        image_tokens=image_tokens,
         prompt=prompt,
         vision=inputs.vision,
         sampling=jax.device_put(sampling_params(configs + [_PADDING] * padding, vocab_size=model.vocab_size)),
@@ -93,7 +96,7 @@ def _rows(model: Qwen3VL, inputs: VLMInputs) -> list[np.ndarray]:
     )
     if mask.shape != tokens.shape:
         raise InputError(f"attention_mask: {list(mask.shape)}; prompt_tokens are {list(tokens.shape)}")
-    rows = [t[m].astype(np.int32) for t, m in zip(tokens, mask, strict=True)]
+    rows = [t[m] for t, m in zip(tokens, mask, strict=True)]
     for i, row in enumerate(rows):
         if not len(row):
             raise InputError(f"prompt_tokens: row {i} is empty; allowed: one token or more")
@@ -101,7 +104,27 @@ def _rows(model: Qwen3VL, inputs: VLMInputs) -> list[np.ndarray]:
             raise InputError(f"prompt_tokens: row {i} has ids outside 0..{model.vocab_size - 1}")
         if inputs.vision is None and (row == model.image_pad_id).any():
             raise InputError(f"prompt_tokens: row {i} has picture tokens, but vision is None")
-    return rows
+    return [row.astype(np.int32) for row in rows]
+
+
+def _grid(inputs: VLMInputs) -> np.ndarray:
+    grid = np.asarray(inputs.grid_thw)
+    if grid.ndim != 2 or grid.shape[1] != 3 or (grid.size and not np.issubdtype(grid.dtype, np.integer)):
+        raise InputError(f"grid_thw: {grid.dtype}{list(grid.shape)}; allowed: integers [pictures, 3]")
+    return grid
+
+
+def _check_vision(model: Qwen3VL, vision: Any, image_tokens: int) -> None:
+    if vision is None:
+        return
+    if not isinstance(vision, VisionEmbeddings):
+        raise InputError(f"vision: {type(vision).__name__}; allowed: VisionEmbeddings, or None")
+    found, deepstack = list(vision.embeddings.shape), list(vision.deepstack.shape)
+    if len(found) != 2 or found[0] < image_tokens or found[1] != model.hidden_size or deepstack[1:] != found:
+        raise InputError(
+            f"vision: embeddings {found} and deepstack {deepstack}; allowed: [M, {model.hidden_size}] and "
+            f"[layers, M, {model.hidden_size}], M at least the prompt's {image_tokens} picture tokens"
+        )
 
 
 def _check_room(model: Qwen3VL, rows: list[np.ndarray], configs: list[SamplingConfig]) -> None:
@@ -114,21 +137,23 @@ def _check_room(model: Qwen3VL, rows: list[np.ndarray], configs: list[SamplingCo
             )
 
 
-def _prompt(model: Qwen3VL, inputs: VLMInputs, rows: list[np.ndarray], padding: int, width: int) -> Prompt:
+def _prompt(model: Qwen3VL, grid_thw: np.ndarray, rows: list[np.ndarray], padding: int, width: int) -> Prompt:
     rows = rows + [np.zeros(1, np.int32)] * padding
     tokens = np.zeros((len(rows), width), np.int32)
     for row, ids in zip(tokens, rows, strict=True):
         row[: len(ids)] = ids
     lengths = np.array([len(r) for r in rows], np.int32)
-    positions, deltas = model.prompt_positions(tokens, np.asarray(inputs.grid_thw), lengths)
+    positions, deltas = model.prompt_positions(tokens, grid_thw, lengths)
     return Prompt(tokens, positions, lengths, deltas)
 
 
-def _row_keys(rng: Array, configs: list[SamplingConfig], rows: int, padding: int) -> UInt32[Array, "B words"]:
+def _row_keys(rng: Any, configs: list[SamplingConfig], rows: int, padding: int) -> UInt32[Array, "B words"]:
     """Raw words: a typed key would be unwrapped in Python at each step."""
+    if not isinstance(rng, Array | np.ndarray):
+        raise SettingsError(f"rng: {type(rng).__name__}; allowed: a key, as jax.random.key(seed) makes it")
     typed = jnp.issubdtype(rng.dtype, jax.dtypes.prng_key)
     words = jax.random.key_data(rng) if typed else rng
-    if words.shape not in ((2,), (rows, 2)):
+    if words.shape not in ((2,), (rows, 2)) or words.dtype != np.uint32:
         given = f"{list(rng.shape)} {rng.dtype}"
         raise SettingsError(f"rng: {given} for {rows} rows; allowed: one threefry key, or one per row")
     seeds = np.array([-1 if c.seed is None else c.seed for c in configs] + [0] * padding, np.int64)

@@ -1,13 +1,15 @@
 """`sample` and `sample_streaming` are two loops over one step, and a row is alone in its batch."""
 
 import time
+from dataclasses import replace
 
 import jax
 import numpy as np
 import pytest
 
-from models import InputError, SettingsError
+from models import InputError, SettingsError, VisionEmbeddings
 from sample import SamplingConfig, VLMInputs, prepare_inputs, sample, sample_streaming
+from sample import request as request_module
 from sample import streaming as streaming_module
 from tests.tokenizer_fixture import IM_END_ID
 
@@ -247,6 +249,7 @@ WRONG = {
     "floats": (np.zeros((1, 4), np.float32), {}, InputError, "prompt_tokens"),
     "beyond the vocabulary": (np.full((1, 4), 512, np.int32), {}, InputError, "0..511"),
     "negative": (np.full((1, 4), -1, np.int32), {}, InputError, "0..511"),
+    "beyond 32 bits": (np.full((1, 4), 2**32 + 1, np.int64), {}, InputError, "0..511"),
     "beyond the context": (prompt(), {"max_new_tokens": 1013}, InputError, "1024"),
     "bias beyond the vocabulary": (prompt(), {"logit_bias": {600: 1.0}}, SettingsError, "logit_bias"),
     "stop without tokenizer": (prompt(), {"stop": "x"}, SettingsError, "tokenizer"),
@@ -275,7 +278,7 @@ def test_numbers_of_configurations_keys_and_pictures_must_fit(tiny):
     rows = prompt(rows=2)
     with pytest.raises(SettingsError, match="3 configurations for 2 rows"):
         sample(model, params, rows, [SamplingConfig()] * 3, jax.random.key(0))
-    with pytest.raises(SettingsError, match="keys for 2 rows"):
+    with pytest.raises(SettingsError, match=r"rng: \[3\] .* for 2 rows"):
         sample(model, params, rows, SamplingConfig(), jax.random.split(jax.random.key(0), 3))
     slots = np.full((1, 4), model.image_pad_id, np.int32)
     with pytest.raises(InputError, match="vision is None"):
@@ -283,3 +286,26 @@ def test_numbers_of_configurations_keys_and_pictures_must_fit(tiny):
     wrong = VLMInputs(rows, None, np.zeros((0, 3), np.int32), model.image_pad_id, np.ones((2, 3), bool))
     with pytest.raises(InputError, match="attention_mask"):
         sample(model, params, wrong, SamplingConfig(), jax.random.key(0))
+
+
+def test_vision_and_grid_that_do_not_fit_the_prompt_are_refused(tiny):
+    model, params, processor = tiny()
+    inputs = prepare_inputs(model, params, processor, images=[picture(64, 64)], prompt="hi")
+    seen, deep = inputs.vision
+    wrong = {
+        "at least the prompt's 64 picture tokens": {"vision": VisionEmbeddings(seen[:63], deep[:, :63])},
+        "allowed: \\[M, 48\\]": {"vision": VisionEmbeddings(seen[:, :8], deep[..., :8])},
+        "and deepstack": {"vision": VisionEmbeddings(seen, deep[:, :-1])},
+        "vision: .*allowed: VisionEmbeddings": {"vision": seen},
+        r"grid_thw: int32\[3\]": {"grid_thw": inputs.grid_thw[0]},
+        r"grid_thw: object\[\]": {"grid_thw": None},
+    }
+    for message, change in wrong.items():
+        with pytest.raises(InputError, match=message):
+            sample(model, params, replace(inputs, **change), SamplingConfig(), jax.random.key(0))
+
+
+@pytest.mark.parametrize("rng", [42, None, np.zeros(2, np.float32)])
+def test_what_is_no_key_is_refused(rng):
+    with pytest.raises(SettingsError, match=r"rng: .*allowed: "):
+        request_module._row_keys(rng, [SamplingConfig()], 1, 0)
