@@ -1,0 +1,98 @@
+"""The composer puts things where it is told; the recipe learns, stops, goes on and exports."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("optax", reason="the recipe needs optax (extra: train)")
+
+import jax
+import jax.numpy as jnp
+from PIL import Image
+
+from models import load_model
+from models.images import preprocess
+from tests.training import synthetic_pack
+from train.batches import Maker, lay_out
+from train.compose import CELL, Layout, Variation, compose, patches, premultiplied
+from train.export import export
+from train.recipe import SMOKE, Run, State, losses, train
+from train.scenes import BACKGROUNDS, Placed, Scene
+
+PLAIN = Variation(art=0.0, picture=0.0)
+
+
+@pytest.fixture(scope="module")
+def run() -> Run:
+    sizes = {"width": 64, "vision_depth": 1, "vision_mlp": 64, "layers": 1, "mlp": 64}
+    return Run(
+        replace(SMOKE, sizes=sizes, vocabulary=600, batch=4, steps=12, grids=((3, 4),)), synthetic_pack()
+    )
+
+
+def test_things_are_where_the_layout_says() -> None:
+    pack = synthetic_pack()
+    art = jnp.asarray(premultiplied(pack.styles["noto"]))
+    white = ((1.0, 1.0, 1.0), (1.0, 1.0, 1.0))
+    placed = (Placed(0, 0, 0.25, 0.25, 0.5), Placed(1, 0, 0.75, 0.75, 0.3))
+    made = Scene(placed, "plain", ("white", "red"), white, (4, 4))
+    layout = Layout(*lay_out([made], np.arange(len(art))[None]))
+    picture, shares = compose(art, layout, jax.random.key(0, impl="rbg"), (4, 4), 0, PLAIN)
+    assert picture.shape == (1, 4 * CELL, 4 * CELL, 3)
+    share = np.asarray(shares)[0].reshape(4, 4, -1)
+    assert share[:2, :2, 0].min() > 0.4
+    assert share[2:, 2:, 1].min() > 0.15
+    assert share[:2, 2:].sum() < 0.05
+    assert share[2:, :2].sum() < 0.05
+    seen = np.asarray(picture)[0]
+    color = pack.styles["noto"][0, 64, 64, :3] / 255
+    np.testing.assert_allclose(seen[32, 32], color, atol=0.15)  # the palette still moves a little
+    np.testing.assert_allclose(seen[32, 96], 1, atol=0.01)
+
+
+def test_every_background_is_a_picture() -> None:
+    n = len(BACKGROUNDS)
+    empty = np.full((n, 6), -1, np.int32), *[np.full((n, 6), 0.5, np.float32)] * 3
+    layout = Layout(*empty, np.arange(n, dtype=np.int32), np.full((n, 2, 3), 0.5, np.float32))
+    art = jnp.zeros((1, 128, 128, 4), jnp.uint8)
+    picture, shares = compose(art, layout, jax.random.key(1, impl="rbg"), (2, 3), n, Variation())
+    assert np.isfinite(picture).all()
+    assert 0 <= picture.min() <= picture.max() <= 1
+    assert not shares.any()
+
+
+def test_patches_are_the_processors(run: Run, tmp_path: Path) -> None:
+    export(tmp_path, run.model, run.start().params["model"], run.tokenizer, run.config)
+    processor = load_model(tmp_path).processor
+    pixels = np.random.default_rng(0).integers(0, 256, (6 * 32, 9 * 32, 3), dtype=np.uint8)
+    expected, grid = preprocess([Image.fromarray(pixels)], processor.images)
+    assert grid.tolist() == [[1, 12, 18]]
+    np.testing.assert_allclose(
+        patches(jnp.asarray(pixels[None] / 255.0, jnp.float32))[0], expected, atol=1e-6
+    )
+
+
+def test_a_batch_does_not_depend_on_who_makes_it(run: Run) -> None:
+    first, again = Maker(run.source).make(5), Maker(run.source).make(5)
+    jax.tree.map(np.testing.assert_array_equal, first, again)
+    assert (first.lengths > first.prompts).all()
+
+
+def test_a_run_learns_goes_on_where_it_stopped_and_exports(run: Run, tmp_path: Path) -> None:
+    def loss(state: State) -> float:
+        batch = Maker(run.source).make(0)
+        inputs, places = run.inputs(batch)
+        return float(losses(run.model, state.params, inputs, *run.paint(batch, inputs, 0), places)["answer"])
+
+    before = loss(run.start())
+    state = train(run, tmp_path / "out", minutes=0.0)
+    assert int(state.step) == 1
+    state = train(run, tmp_path / "out")
+    assert int(state.step) == run.settings.steps
+    assert loss(state) < before - 0.3
+    export(tmp_path / "model", run.model, state.params["model"], run.tokenizer, run.config)
+    loaded = load_model(tmp_path / "model", dtype=jnp.bfloat16)
+    stored = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), state.params["model"])
+    jax.tree.map(np.testing.assert_array_equal, loaded.params, stored)

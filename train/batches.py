@@ -1,0 +1,163 @@
+"""Training batches, made on the host in worker processes: batch i is the same wherever it is made."""
+
+import multiprocessing
+import os
+import random
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from train.language import World, turn, without_picture
+from train.scenes import BACKGROUNDS, FEW, GRID_WEIGHTS, GRIDS, SLOTS, Catalogue, Scene, scene
+from train.tokenizer import Coder
+
+CELLS = max(h * w for h, w in GRIDS)
+
+
+class Pictures(NamedTuple):
+    """`train.compose.Layout`, as numpy arrays."""
+
+    art: np.ndarray
+    x: np.ndarray
+    y: np.ndarray
+    size: np.ndarray
+    background: np.ndarray
+    rgb: np.ndarray
+
+
+class Batch(NamedTuple):
+    """A batch: all pictures of one grid, one exchange each."""
+
+    grid: tuple[int, int]
+    crowded: int  # rows that may hold more than FEW things
+    pictures: Pictures
+    label: np.ndarray  # [B, K] which name each slot bears; -1: none
+    tokens: np.ndarray  # [B, T] int32, right padded
+    prompts: np.ndarray  # [B] tokens of the user's part
+    lengths: np.ndarray  # [B] tokens in all
+    has_picture: np.ndarray  # [B]
+    vision_rows: np.ndarray  # [B * CELLS] which picture tokens there are, in order: row * CELLS + cell
+
+
+@dataclass(frozen=True)
+class Source:
+    """All that a batch is made from. `art_rows[style][thing]` is the picture's row in the art."""
+
+    world: World
+    catalogue: Catalogue
+    art_rows: np.ndarray
+    tokenizer: str
+    batch_size: int
+    short: int = 128  # tokens; attention is quickest at powers of two
+    long: int = 256
+    long_every: int = 8
+    crowded: float = 0.25
+    without_picture: float = 0.03
+    grids: tuple[tuple[int, int], ...] = GRIDS
+    grid_weights: tuple[int, ...] = GRID_WEIGHTS
+    seed: int = 0
+
+    @property
+    def names(self) -> list[str]:
+        """The names that the things bear, each once."""
+        return sorted({t.name for t in self.world.things})
+
+
+def lay_out(scenes: list[Scene], art_rows: np.ndarray) -> Pictures:
+    """Scenes as arrays, SLOTS wide."""
+    shape = (len(scenes), SLOTS)
+    art, x, y = np.full(shape, -1, np.int32), np.full(shape, 0.5, np.float32), np.full(shape, 0.5, np.float32)
+    size = np.full(shape, 0.1, np.float32)
+    for i, s in enumerate(scenes):
+        for k, p in enumerate(s.placed):
+            art[i, k], x[i, k], y[i, k], size[i, k] = art_rows[p.style, p.thing], p.x, p.y, p.size
+    return Pictures(
+        art,
+        x,
+        y,
+        size,
+        np.array([BACKGROUNDS.index(s.background) for s in scenes], np.int32),
+        np.array([s.rgb for s in scenes], np.float32),
+    )
+
+
+class Maker:
+    """Makes batches by number."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.coder = Coder.of(Tokenizer.from_str(source.tokenizer))
+        number = {name: i for i, name in enumerate(source.names)}
+        self.numbers = np.array([number[t.name] for t in source.world.things])
+
+    def make(self, index: int, grid: tuple[int, int] | None = None) -> Batch:
+        """Batch `index`, of the grid that falls to it or of a given one."""
+        s = self.source
+        rng = random.Random(f"{s.seed}-{index}")
+        grid = grid or rng.choices(s.grids, s.grid_weights)[0]
+        long = index % s.long_every == s.long_every - 1
+        cells = grid[0] * grid[1]
+        size, crowded = s.batch_size, int(s.batch_size * s.crowded)
+        tokens = np.full((size, s.long if long else s.short), self.coder.pad, np.int32)
+        prompts, lengths = np.zeros(size, np.int32), np.zeros(size, np.int32)
+        has_picture = np.array([rng.random() >= s.without_picture for _ in range(size)])
+        scenes, label = [], np.full((size, SLOTS), -1, np.int32)
+        for i in range(size):
+            scenes.append(scene(rng, s.catalogue, grid, SLOTS if i < crowded else FEW))
+            rows = [p.thing for p in scenes[-1].placed]
+            label[i, : len(rows)] = self.numbers[rows]
+            ids, prompts[i] = self._exchange(
+                rng, scenes[-1], long, cells if has_picture[i] else 0, tokens.shape[1]
+            )
+            tokens[i, : len(ids)], lengths[i] = ids, len(ids)
+        seen = (np.flatnonzero(has_picture)[:, None] * CELLS + np.arange(cells)).reshape(-1)
+        vision_rows = np.zeros(size * CELLS, np.int32)
+        vision_rows[: len(seen)] = seen
+        pictures = lay_out(scenes, s.art_rows)
+        return Batch(grid, crowded, pictures, label, tokens, prompts, lengths, has_picture, vision_rows)
+
+    def _exchange(
+        self, rng: random.Random, made: Scene, long: bool, cells: int, room: int
+    ) -> tuple[list[int], int]:
+        while True:
+            said = (
+                turn(rng, made, self.source.world, long=long)
+                if cells
+                else without_picture(rng, self.source.world.things)
+            )
+            ids, prompt = self.coder.encode(said, cells)
+            if len(ids) <= room:
+                return ids, prompt
+
+
+_maker: list[Maker] = []
+
+
+def _start(source: Source) -> None:
+    _maker[:] = [Maker(source)]
+
+
+def _make(index: int) -> Batch:
+    return _maker[0].make(index)
+
+
+def batches(source: Source, first: int, last: int, workers: int | None = None) -> Iterator[Batch]:
+    """Batches `first` to `last - 1` in order, made ahead by worker processes (0 workers: made here)."""
+    workers = max(1, (os.cpu_count() or 2) - 1) if workers is None else workers
+    if not workers:
+        yield from map(Maker(source).make, range(first, last))
+        return
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=spawn, initializer=_start, initargs=(source,)) as pool:
+        waiting: deque = deque()
+        for index in range(first, last):
+            waiting.append(pool.submit(_make, index))
+            if len(waiting) > 3 * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()

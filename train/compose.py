@@ -1,0 +1,319 @@
+"""Scenes painted on the accelerator, from art in its memory, with the art itself varied in drawing style.
+
+Straight-alpha art is premultiplied once (`premultiplied`); all after that is arithmetic on whole batches.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
+
+from train.backgrounds import paint_backgrounds
+from train.scenes import FEW, SLOTS
+
+CELL = 32  # pixels a side of what becomes one picture token
+PATCH, MERGE, FRAMES = 16, 2, 2
+_SIDE = 128  # pixels a side of the art
+_LUMA = (0.299, 0.587, 0.114)
+
+
+class Layout(NamedTuple):
+    """What stands where in a batch. Only the first rows (`crowded` of them) may fill slots beyond `FEW`."""
+
+    art: Int[np.ndarray | Array, "B K"]  # row of the art; -1: nothing
+    x: Float[np.ndarray | Array, "B K"]  # centre over the width
+    y: Float[np.ndarray | Array, "B K"]  # centre over the height
+    size: Float[np.ndarray | Array, "B K"]  # side over the shorter side
+    background: Int[np.ndarray | Array, " B"]  # index into BACKGROUNDS
+    rgb: Float[np.ndarray | Array, "B 2 3"]
+
+
+class Variation(NamedTuple):
+    """How much drawings and pictures are varied: shares of all, from 0 (as they are) to 1."""
+
+    art: float = 0.55  # things that are redrawn strongly
+    picture: float = 1.0  # pictures with blur, noise, JPEG damage and stray shapes
+
+
+def premultiplied(art: UInt8[np.ndarray, "N 128 128 4"]) -> UInt8[np.ndarray, "N 128 128 4"]:
+    """Colour times alpha, so that art can be interpolated."""
+    alpha = art[..., 3:].astype(np.uint16)
+    return np.concatenate([(art[..., :3] * alpha + 127) // 255, alpha], -1).astype(np.uint8)
+
+
+def compose(
+    art: UInt8[Array, "N 128 128 4"],
+    layout: Layout,
+    key: PRNGKeyArray,
+    grid: tuple[int, int],
+    crowded: int,
+    variation: Variation,
+) -> tuple[Float[Array, "B H W 3"], Float[Array, "B M K"]]:
+    """Paint a batch.
+
+    Args:
+        grid: rows and columns of 32 x 32 pixel cells.
+        crowded: how many of the first rows may hold more than `FEW` things.
+
+    Returns:
+        pictures (RGB from 0 to 1) and the share of each cell that each slot's thing covers.
+    """
+    height, width = grid[0] * CELL, grid[1] * CELL
+    keys = jax.random.split(key, 5)
+    picture = paint_backgrounds(
+        keys[0], jnp.asarray(layout.background), jnp.asarray(layout.rgb), height, width
+    )
+    picture = _stray_shapes(keys[1], picture, variation.picture)
+    picture, covered = _paste(keys[2], art, layout, slice(0, FEW), picture, grid, variation.art)
+    shares = jnp.zeros((SLOTS, *covered.shape[1:])).at[:FEW].set(covered)
+    if crowded:
+        first = Layout(*(jnp.asarray(x)[:crowded] for x in layout))
+        more, covered = _paste(keys[3], art, first, slice(FEW, SLOTS), picture[:crowded], grid, variation.art)
+        picture = picture.at[:crowded].set(more)
+        shares = shares.at[FEW:, :crowded].set(covered)
+    uncovered = jnp.cumprod(1 - shares[::-1], 0)[::-1]  # by this slot and the later ones
+    seen = shares * jnp.concatenate([uncovered[1:], jnp.ones_like(shares[:1])])
+    return _damage(keys[4], picture, variation.picture), jnp.moveaxis(seen, 0, -1)
+
+
+def _paste(
+    key: PRNGKeyArray,
+    art: Array,
+    layout: Layout,
+    slots: slice,
+    picture: Array,
+    grid: tuple[int, int],
+    strength: float,
+) -> tuple[Float[Array, "B H W 3"], Float[Array, "S B M"]]:
+    """Lay the things of some slots over the picture, slot after slot; and how they cover the cells."""
+    B, height, width, _ = picture.shape
+    columns = [jnp.asarray(x)[:, slots].T for x in (layout.art, layout.x, layout.y, layout.size)]
+
+    def paste(below: Array, slot: tuple[Array, ...]) -> tuple[Array, Array]:
+        key, row, x, y, size = slot
+        layer = _layer(key, art, row, x, y, size, height, width, strength)
+        alpha = layer[..., 3:]
+        share = alpha.reshape(B, grid[0], CELL, grid[1], CELL).mean((2, 4)).reshape(B, -1)
+        below = below * (1 - _shadow(key, row, x, y, size, height, width, strength))
+        return below * (1 - alpha) + layer[..., :3], share
+
+    return jax.lax.scan(paste, picture, (jax.random.split(key, len(columns[0])), *columns))
+
+
+def patches(picture: Float[Array, "B H W 3"]) -> Float[Array, "B P patch_dim"]:
+    """Normalised flat patches in merge-block order, the frame doubled: what the tower reads."""
+    B, height, width, _ = picture.shape
+    blocks = (B, height // CELL, MERGE, PATCH, width // CELL, MERGE, PATCH, 3)
+    x = (picture * 2 - 1).reshape(blocks).transpose(0, 1, 4, 2, 5, 7, 3, 6)
+    x = x.reshape(B, -1, 3, 1, PATCH * PATCH)
+    return jnp.broadcast_to(x, (*x.shape[:3], FRAMES, PATCH * PATCH)).reshape(B, x.shape[1], -1)
+
+
+# ---------------------------------------------------------------- one thing a row
+
+
+def _layer(
+    key: PRNGKeyArray,
+    art: UInt8[Array, "N 128 128 4"],
+    row: Int[Array, " B"],
+    x: Float[Array, " B"],
+    y: Float[Array, " B"],
+    size: Float[Array, " B"],
+    height: int,
+    width: int,
+    strength: float,
+) -> Float[Array, "B H W 4"]:
+    """One thing of each row, premultiplied, where the layout wants it."""
+    keys = jax.random.split(key, 4)
+    strong = jax.random.uniform(keys[0], row.shape) < strength
+    turned = _warp(keys[1], art, jnp.maximum(row, 0), strong)
+    drawn = _redraw(keys[2], turned, strong) * (row >= 0)[:, None, None, None]
+    stretch = jnp.exp(
+        jax.random.uniform(keys[3], row.shape, minval=-1, maxval=1) * jnp.where(strong, 0.25, 0.04)
+    )
+    side = size * min(height, width) / _SIDE
+    down = _resample(y * height, side / jnp.maximum(stretch, 1.0), height)
+    across = _resample(x * width, side * jnp.minimum(stretch, 1.0), width)
+    layer = jnp.einsum("byi,bijc->byjc", down, drawn.astype(jnp.bfloat16))
+    return jnp.einsum("bxj,byjc->byxc", across, layer).astype(jnp.float32)
+
+
+def _shadow(
+    key: PRNGKeyArray, row: Array, x: Array, y: Array, size: Array, height: int, width: int, strength: float
+) -> Float[Array, "B H W 1"]:
+    """How dark the ground is below a thing: a soft flat ellipse, in some scenes."""
+    u = jax.random.uniform(jax.random.fold_in(key, 1), (4, row.shape[0], 1, 1))
+    x, y, side = (v[:, None, None] for v in (x * width, y * height, size * min(height, width)))
+    dx = (jnp.arange(width) - x) / (side * (0.25 + 0.25 * u[0]))
+    dy = (jnp.arange(height)[:, None] - y - side * (0.4 + 0.1 * u[1])) / (side * (0.04 + 0.08 * u[2]))
+    dark = jnp.where((u[3] < 0.5 * strength) & (row >= 0)[:, None, None], 0.15 + 0.5 * u[0], 0.0)
+    return (dark * jnp.clip(1.3 - dx * dx - dy * dy, 0, 1))[..., None]
+
+
+def _resample(centre: Float[Array, " B"], scale: Float[Array, " B"], length: int) -> Array:
+    """Weights [B, length, 128] of a triangle filter as wide as a pixel of the coarser side."""
+    at = jnp.arange(length) + 0.5
+    source = (at - centre[:, None]) / scale[:, None] + _SIDE / 2 - 0.5
+    reach = jnp.maximum(1, 1 / scale)[:, None, None]
+    beyond = 8  # pixels around the art count as nothing, and must count for the sum to be even
+    weights = jnp.maximum(0, 1 - jnp.abs(source[..., None] - jnp.arange(-beyond, _SIDE + beyond)) / reach)
+    weights /= jnp.maximum(weights.sum(-1, keepdims=True), 0.5)
+    return weights[..., beyond:-beyond].astype(jnp.bfloat16)
+
+
+def _warp(key: PRNGKeyArray, art: Array, row: Int[Array, " B"], strong: Array) -> Float[Array, "B 128 128 4"]:
+    """Flip, rotate, shear and bend, inside the art's own square."""
+    u = jax.random.uniform(key, (16, row.shape[0]), minval=-1, maxval=1)
+    angle = jnp.where(strong, 0.5, 0.15) * u[0] ** 3 * 1.5
+    shear = jnp.where(strong, 0.25, 0.0) * u[1]
+    flip = jnp.where(u[2] > 0.3, -1.0, 1.0)
+    bend = jnp.where(strong, 0.05, 0.0) * jnp.abs(u[3])
+    zoom = 1 + 0.5 * (jnp.abs(jnp.cos(angle)) + jnp.abs(jnp.sin(angle)) - 1) + 0.5 * jnp.abs(shear) + bend
+    line = jnp.linspace(-1, 1, _SIDE)
+    gy, gx = (g * zoom[:, None, None] for g in (line[None, :, None], line[None, None, :]))
+    cos, sin, lean = (v[:, None, None] for v in (jnp.cos(angle), jnp.sin(angle), shear))
+    sx, sy = cos * gx + sin * gy, cos * gy - sin * gx
+    sx = (sx + lean * sy) * flip[:, None, None]
+
+    def wave(i: int) -> Array:
+        phase = (
+            3 * (u[i, :, None, None] * gx + u[i + 1, :, None, None] * gy) + 3.1416 * u[i + 2, :, None, None]
+        )
+        return bend[:, None, None] * jnp.sin(phase)
+
+    px, py = (((s + w + 1) / 2) * (_SIDE - 1) for s, w in ((sx, wave(4)), (sy, wave(7))))
+    return _bilinear(art, row, px, py)
+
+
+def _bilinear(art: Array, row: Int[Array, " B"], px: Array, py: Array) -> Float[Array, "B 128 128 4"]:
+    """The art at points in pixels; nothing outside it. A pixel is fetched as one 32-bit word."""
+    words = jax.lax.bitcast_convert_type(art, jnp.uint32).reshape(-1)
+    x0, y0 = jnp.floor(px), jnp.floor(py)
+    total = jnp.zeros((*px.shape, 4))
+    for dy in (0, 1):
+        for dx in (0, 1):
+            x, y = (x0 + dx).astype(jnp.int32), (y0 + dy).astype(jnp.int32)
+            inside = (x >= 0) & (x < _SIDE) & (y >= 0) & (y < _SIDE)
+            index = (row[:, None, None] * _SIDE + jnp.clip(y, 0, _SIDE - 1)) * _SIDE + jnp.clip(
+                x, 0, _SIDE - 1
+            )
+            tap = jax.lax.bitcast_convert_type(words[index], jnp.uint8).astype(jnp.float32)
+            weight = inside * (1 - jnp.abs(px - x)) * (1 - jnp.abs(py - y))
+            total += tap * weight[..., None]
+    return total / 255
+
+
+def _redraw(
+    key: PRNGKeyArray, art: Float[Array, "B 128 128 4"], strong: Array
+) -> Float[Array, "B 128 128 4"]:
+    """Another hand's drawing of the same thing: palette, flatness, outlines, missing parts."""
+    u = jax.random.uniform(key, (24, art.shape[0]), minval=-1, maxval=1)
+
+    def one(i: int) -> Array:
+        return u[i, :, None, None, None]
+
+    def chance(i: int, share: float) -> Array:
+        return (one(i) * 0.5 + 0.5 < share) & strong[:, None, None, None]
+
+    alpha = art[..., 3:]
+    color = art[..., :3] / jnp.maximum(alpha, 1e-3)
+    color = _palette(color, one, chance, strong[:, None, None, None])
+    levels = jnp.round(3.5 + 1.5 * one(10))
+    color = jnp.where(chance(11, 0.25), jnp.round(color * levels) / levels, color)
+
+    lines = _contours(jnp.concatenate([color * alpha, alpha], -1))
+    lines = jnp.where(one(12) > 0, lines, _pool(lines))  # thin or thick
+    lines *= chance(13, 0.4) * (0.8 + 0.2 * one(14))
+    paper = jnp.where(chance(15, 0.08), 1.0, 0.0)  # line drawing: only the outlines keep their ink
+    color = color + (jnp.where(one(16) > -0.5, 1.0, color) - color) * paper * (one(13) < 0.2)
+    ink = 0.12 + 0.12 * u[17:20].T[:, None, None, :]
+    color = color * (1 - lines) + ink * lines
+    alpha = jnp.maximum(alpha, lines * _pool(alpha))
+    return jnp.concatenate([color * alpha, alpha], -1) * _cut_out(one, chance)
+
+
+def _palette(color: Array, one, chance, strong: Array) -> Array:
+    """Turn the hue, then saturation, contrast and brightness; sometimes gray."""
+    turn = jnp.where(strong, 0.7, 0.12) * one(0) + chance(1, 0.08) * 3.1416 * one(2)
+    grey = (color * jnp.array(_LUMA)).sum(-1, keepdims=True)
+    to_yiq = jnp.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
+    y, i, q = jnp.moveaxis(color @ to_yiq.T, -1, 0)
+    cos, sin = jnp.cos(turn[..., 0]), jnp.sin(turn[..., 0])
+    color = jnp.stack([y, cos * i - sin * q, sin * i + cos * q], -1) @ jnp.linalg.inv(to_yiq).T
+    saturation = jnp.where(chance(3, 0.12), 0.0, 1 + jnp.where(strong, 0.7, 0.15) * one(4))
+    color = grey + (color - grey) * saturation
+    contrast = 1 + jnp.where(strong, 0.45, 0.1) * one(5)
+    color = (color - 0.5) * contrast + 0.5 + jnp.where(strong, 0.2, 0.05) * one(6)
+    return jnp.clip(color, 0, 1)
+
+
+def _pool(x: Array) -> Array:
+    """The largest value around each pixel, 3 x 3."""
+    return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 1, 1, 1), "SAME")
+
+
+def _contours(x: Float[Array, "B 128 128 4"]) -> Float[Array, "B 128 128 1"]:
+    """Where colour or alpha change at once."""
+    step = (_pool(x) + _pool(-x)).max(-1, keepdims=True)
+    return jnp.clip((step - 0.3) / 0.3, 0, 1)
+
+
+def _cut_out(one, chance) -> Array:
+    """1, but 0 in a window of some things."""
+    line = jnp.linspace(-1, 1, _SIDE)
+    inside = (jnp.abs(line[:, None, None] - one(20)) < 0.3) & (jnp.abs(line[None, :, None] - one(21)) < 0.3)
+    return 1.0 - (inside & chance(22, 0.15))
+
+
+# ---------------------------------------------------------------- the whole picture
+
+
+def _stray_shapes(key: PRNGKeyArray, picture: Array, share: float) -> Array:
+    """Up to three discs or bars of any colour behind the things."""
+    B, height, width, _ = picture.shape
+    u = jax.random.uniform(key, (3, 9, B, 1, 1))
+    rows, columns = jnp.linspace(0, 1, height)[:, None], jnp.linspace(0, 1, width)
+    for shape in u:
+        dx, dy = (columns - shape[0]) / (0.04 + 0.25 * shape[2]), (rows - shape[1]) / (0.04 + 0.25 * shape[3])
+        disc, bar = dx * dx + dy * dy < 1, jnp.maximum(jnp.abs(dx), jnp.abs(dy)) < 1
+        strength = jnp.where(shape[4] < 0.25 * share, 0.2 + 0.8 * shape[5], 0.0)
+        mask = jnp.where(shape[8] < 0.6, disc, bar) * strength
+        color = jnp.moveaxis(jnp.stack([shape[6], shape[7], shape[5]]), 0, -1)
+        picture = picture + (color - picture) * mask[..., None]
+    return picture
+
+
+def _damage(key: PRNGKeyArray, picture: Array, share: float) -> Float[Array, "B H W 3"]:
+    """What happens to pictures on their way: exposure, blur or sharpening, noise, JPEG."""
+    keys = jax.random.split(key, 2)
+    u = jax.random.uniform(keys[0], (8, picture.shape[0], 1, 1, 1))
+    picture = (picture - 0.5) * (1 + 0.2 * (u[0] - 0.5) * share) + 0.5 + 0.1 * (u[1] - 0.5) * share
+    soft = _blur(picture)
+    amount = jnp.where(u[2] < 0.3 * share, u[3] * 1.6 - 0.6, 0.0)  # below zero: sharpened
+    picture = picture + (jnp.where(u[3] > 0.8, _blur(soft), soft) - picture) * amount
+    sigma = jnp.where(u[4] < 0.3 * share, 0.05 * u[5], 0.0)
+    picture = picture + sigma * jax.random.normal(keys[1], picture.shape)
+    picture = jnp.clip(picture, 0, 1)
+    return jnp.where(u[6] < 0.3 * share, _jpeg(picture, 0.01 + 0.08 * u[7]), picture)
+
+
+def _blur(x: Array) -> Array:
+    for axis in (1, 2):
+        x = 0.5 * x + 0.25 * (jnp.roll(x, 1, axis) + jnp.roll(x, -1, axis))
+    return x
+
+
+def _jpeg(picture: Float[Array, "B H W 3"], step: Array) -> Float[Array, "B H W 3"]:
+    """Round the 8 x 8 cosine transform, coarser at high frequencies."""
+    B, height, width, _ = picture.shape
+    n = np.arange(8)
+    cosines = np.cos(np.pi * (n + 0.5) * n[:, None] / 8) * np.where(n[:, None] == 0, 8**-0.5, 0.5)
+    blocks = picture.reshape(B, height // 8, 8, width // 8, 8, 3)
+    coefficients = jnp.einsum("ui,vj,byixjc->byuxvc", cosines, cosines, blocks)
+    coarse = step[..., None, None] * (1 + 0.6 * (n[:, None, None, None] + n[:, None]))
+    rounded = jnp.round(coefficients / coarse) * coarse
+    return jnp.clip(jnp.einsum("ui,vj,byuxvc->byixjc", cosines, cosines, rounded), 0, 1).reshape(
+        picture.shape
+    )

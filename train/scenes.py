@@ -1,0 +1,149 @@
+"""What stands where: scenes drawn at random on the host, before anything is painted or said."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+SLOTS = 6  # things in a scene, at most
+FEW = 3
+SMALLEST, LARGEST = 0.1, 0.9  # side of a thing over the shorter side of the picture
+
+# Rows and columns of 32 x 32 pixel cells: what the preprocessor makes of pictures from 1:2 to 2:1.
+GRIDS = ((8, 8), (6, 9), (9, 6), (6, 10), (7, 8), (5, 11))
+GRID_WEIGHTS = (50, 22, 10, 8, 6, 4)
+
+DRAWN = (
+    "sky", "grass", "sea", "desk", "night", "snow", "city", "room", "forest", "runway", "beach", "hills",
+)  # fmt: skip
+BACKGROUNDS = ("plain", "gradient", *DRAWN)
+
+# Hue in degrees, saturation and value in percent: a middle, and how far around it the name still holds.
+COLORS = {
+    "white": ((0, 360), (0, 4), (95, 100)),
+    "gray": ((0, 360), (0, 6), (40, 72)),
+    "black": ((0, 360), (0, 25), (0, 14)),
+    "red": ((-8, 8), (70, 100), (65, 95)),
+    "orange": ((20, 36), (75, 100), (88, 100)),
+    "yellow": ((48, 58), (60, 100), (90, 100)),
+    "green": ((95, 150), (45, 100), (40, 85)),
+    "turquoise": ((168, 186), (50, 100), (60, 92)),
+    "blue": ((205, 238), (55, 100), (50, 98)),
+    "light blue": ((192, 215), (15, 38), (90, 100)),
+    "purple": ((265, 290), (45, 90), (45, 85)),
+    "pink": ((322, 350), (18, 50), (92, 100)),
+    "brown": ((16, 32), (45, 75), (28, 55)),
+    "beige": ((32, 48), (12, 30), (86, 97)),
+}
+
+
+class Placed(NamedTuple):
+    """A thing: its row of the art, the centre over the picture's sides, its side over the shorter one."""
+
+    thing: int
+    style: int
+    x: float
+    y: float
+    size: float
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Things on a background; `colors` and `rgb` (0 to 1) are those of a plain one or a gradient."""
+
+    placed: tuple[Placed, ...]
+    background: str
+    colors: tuple[str, str]
+    rgb: tuple[tuple[float, float, float], tuple[float, float, float]]
+    grid: tuple[int, int]
+
+
+class Catalogue(NamedTuple):
+    """Which things there are to place: `styles[i]` lists the styles that have art of thing i."""
+
+    names: Sequence[str]
+    styles: Sequence[Sequence[int]]
+
+
+def scene(
+    rng: random.Random,
+    catalogue: Catalogue,
+    grid: tuple[int, int],
+    most: int = FEW,
+    *,
+    least: int = 1,
+    largest: float = LARGEST,
+    overlap: float = 0.3,
+) -> Scene:
+    """A scene of `least` to `most` things; some repeat a thing, so that there is something to count.
+
+    Args:
+        largest: the side of the largest thing over the shorter side of the picture.
+        overlap: the share of scenes in which a thing may stand well in front of another.
+    """
+    things = _things(rng, catalogue, rng.randint(least, most), 0.15 if most <= FEW else 0.6)
+    common = rng.choice(catalogue.styles[things[0]])
+    mixed = rng.random() < 0.3
+    styles = [
+        common if common in catalogue.styles[t] and not mixed else rng.choice(catalogue.styles[t])
+        for t in things
+    ]
+    boxes = _boxes(
+        rng, len(things), grid, largest, rng.uniform(0.22, 0.46) if rng.random() < overlap else 0.46
+    )
+    background = rng.choice(("plain", "gradient")) if rng.random() < 0.35 else rng.choice(DRAWN)
+    colors = tuple(rng.sample(list(COLORS), 2))
+    return Scene(
+        tuple(Placed(t, s, *b) for t, s, b in zip(things, styles, boxes, strict=True)),
+        background,
+        (colors[0], colors[1]),
+        (_color(rng, colors[0]), _color(rng, colors[1])),
+        grid,
+    )
+
+
+def _things(rng: random.Random, catalogue: Catalogue, count: int, repeating: float) -> list[int]:
+    """Rows of the catalogue; two rows that share a name are never placed as if they were two things."""
+    repeats = rng.randint(2, count) if count > 1 and rng.random() < repeating else 1
+    chosen: dict[str, int] = {}
+    while len(chosen) < count - repeats + 1:
+        row = rng.randrange(len(catalogue.names))
+        if catalogue.styles[row]:
+            chosen.setdefault(catalogue.names[row], row)
+    rows = list(chosen.values())
+    things = [rows[0]] * repeats + rows[1:]
+    rng.shuffle(things)
+    return things
+
+
+def _boxes(
+    rng: random.Random, count: int, grid: tuple[int, int], largest: float, apart: float
+) -> list[tuple[float, float, float]]:
+    """Centres and sizes, largest first, each shrunk until it stands `apart` (0.5: no overlap)."""
+    height, width = grid[0] / min(grid), grid[1] / min(grid)
+    usual = largest if count < 3 else min(largest, 0.9 / count**0.5)
+    sizes = [rng.uniform(SMALLEST, usual) for _ in range(count)]
+    if rng.random() < 0.25:
+        sizes[0] = rng.uniform(SMALLEST, largest)
+    boxes: list[tuple[float, float, float]] = []
+    for size in sorted(sizes, reverse=True):
+        for attempt in range(200):
+            side = max(size * 0.97**attempt, SMALLEST)
+            x, y = rng.uniform(side / 2, width - side / 2), rng.uniform(side / 2, height - side / 2)
+            if all(max(abs(x - a), abs(y - b)) > apart * (side + s) for a, b, s in boxes):
+                break
+        boxes.append((x, y, side))
+    return [(x / width, y / height, side) for x, y, side in boxes]
+
+
+def _color(rng: random.Random, name: str) -> tuple[float, float, float]:
+    hue, saturation, value = (rng.uniform(*limits) for limits in COLORS[name])
+    return _rgb(hue % 360 / 60, saturation / 100, value / 100)
+
+
+def _rgb(sector: float, saturation: float, value: float) -> tuple[float, float, float]:
+    def channel(n: int) -> float:
+        k = (n + sector) % 6
+        return value - value * saturation * max(0.0, min(k, 4 - k, 1.0))
+
+    return channel(5), channel(3), channel(1)
