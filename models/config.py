@@ -6,7 +6,7 @@ Source: transformers 5.23, `configuration_qwen3_vl.py`.
 
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
-from typing import Any
+from typing import Any, get_type_hints
 
 from models.errors import CheckpointError
 
@@ -82,7 +82,7 @@ class Qwen3VLConfig:
             CheckpointError: a key is missing, of the wrong kind, or asks for what this family does not have.
         """
         text, vision = _section(config, "text_config"), _section(config, "vision_config")
-        rope = {"rope_theta": text.get("rope_theta"), **(text.get("rope_scaling") or {}), **_rope(text)}
+        rope = {"rope_theta": text.get("rope_theta"), **_rope(text, "rope_scaling"), **_rope(text)}
         kind = rope.get("rope_type", rope.get("type", "default"))
         _require(kind in ("default", "mrope"), f"rope_type {kind!r}", "'default'")
         _require(rope["rope_theta"] is not None, "no rope_theta", "one in rope_parameters or text_config")
@@ -90,15 +90,17 @@ class Qwen3VLConfig:
             text=_build(
                 TextConfig,
                 text,
-                rope_theta=float(rope["rope_theta"]),
-                mrope_section=tuple(rope.get("mrope_section", (24, 20, 20))),
+                rope_theta=rope["rope_theta"],
+                mrope_section=_sizes(rope.get("mrope_section", (24, 20, 20)), "mrope_section"),
                 num_key_value_heads=text.get("num_key_value_heads") or text.get("num_attention_heads"),
             ),
             vision=_build(
                 VisionConfig,
                 vision,
-                rope_theta=float(_rope(vision).get("rope_theta", 10000.0)),
-                deepstack_visual_indexes=tuple(vision.get("deepstack_visual_indexes", ())),
+                rope_theta=_rope(vision).get("rope_theta", 10000.0),
+                deepstack_visual_indexes=_sizes(
+                    vision.get("deepstack_visual_indexes", ()), "deepstack_visual_indexes"
+                ),
             ),
             image_token_id=config.get("image_token_id", 151655),
             video_token_id=config.get("video_token_id", 151656),
@@ -110,8 +112,16 @@ class Qwen3VLConfig:
         return result
 
 
-def _rope(section: Mapping[str, Any]) -> Mapping[str, Any]:
-    return section.get("rope_parameters") or {}
+def _rope(section: Mapping[str, Any], key: str = "rope_parameters") -> Mapping[str, Any]:
+    rope = section.get(key) or {}
+    _require(isinstance(rope, Mapping), f"{key} {rope!r}", "an object")
+    return rope
+
+
+def _sizes(value: Any, name: str) -> tuple[int, ...]:
+    whole = isinstance(value, list | tuple) and all(type(v) is int and v >= 0 for v in value)
+    _require(whole, f"{name} {value!r}", "a list of whole numbers")
+    return tuple(value)
 
 
 def _section(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
@@ -126,11 +136,40 @@ def _build(kind: type, section: Mapping[str, Any], **given: Any) -> Any:
     required = {f.name for f in fields(kind) if f.default is MISSING}
     missing = sorted(required - values.keys())
     _require(not missing, f"{kind.__name__} without {', '.join(missing)}", "all of its sizes")
-    return kind(**values)
+    made = kind(**values)
+    _check_kinds(made)
+    return made
+
+
+def _check_kinds(made: Any) -> None:
+    """Sizes are whole numbers from 1 up, other numbers above 0."""
+    kinds = {int: "a whole number from 1 up", float: "a number above 0", bool: "true or false"}
+    for name, kind in get_type_hints(type(made)).items():
+        value = getattr(made, name)
+        if kind not in kinds:
+            continue
+        fits = type(value) is kind or (kind is float and type(value) is int)
+        _require(fits and (kind is bool or value > 0), f"{name} {value!r}", kinds[kind])
 
 
 def _check(config: Qwen3VLConfig) -> None:
     text, vision = config.text, config.vision
+    image = config.image_token_id
+    _require(
+        type(image) is int and 0 <= image < text.vocab_size,
+        f"image_token_id {image!r}",
+        f"a token id, 0 to {text.vocab_size - 1}",
+    )
+    _require(
+        type(config.tie_word_embeddings) is bool,
+        f"tie_word_embeddings {config.tie_word_embeddings!r}",
+        "true or false",
+    )
+    _require(
+        vision.hidden_size % (4 * vision.num_heads) == 0,
+        f"vision hidden_size {vision.hidden_size} over {vision.num_heads} heads",
+        "a multiple of 4 per head, for two rotary axes",
+    )
     _require(
         vision.hidden_act == "gelu_pytorch_tanh",
         f"vision hidden_act {vision.hidden_act!r}",
@@ -143,7 +182,7 @@ def _check(config: Qwen3VLConfig) -> None:
         "a whole number of query heads per key head",
     )
     _require(
-        sum(text.mrope_section) == text.head_dim // 2,
+        len(text.mrope_section) == 3 and 2 * sum(text.mrope_section) == text.head_dim,
         f"mrope_section {list(text.mrope_section)}",
         f"three numbers that add up to head_dim / 2 = {text.head_dim // 2}",
     )

@@ -46,7 +46,7 @@ def load_model(
     directory = _find(name_or_path)
     content = read_json(directory / "config.json")
     kind = content.get("model_type")
-    if kind not in FAMILIES:
+    if not isinstance(kind, str) or kind not in FAMILIES:
         raise CheckpointError(
             f"{directory / 'config.json'}: model_type {kind!r}; allowed: {', '.join(FAMILIES)}"
         )

@@ -1,6 +1,5 @@
 """Safetensors, strictly: a checkpoint's tensors against the model's own parameters, one tensor at a time."""
 
-import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -16,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from models.config import Qwen3VLConfig
 from models.errors import CheckpointError
+from models.json_file import read_json
 from models.qwen3_vl import Qwen3VL
 
 Progress = Callable[[int, int], None]
@@ -86,12 +86,10 @@ def _files(directory: Path) -> list[Path]:
     if not index.exists():
         files = [directory / "model.safetensors"]
     else:
-        try:
-            files = sorted(
-                {directory / name for name in json.loads(index.read_text())["weight_map"].values()}
-            )
-        except (json.JSONDecodeError, KeyError, AttributeError, UnicodeDecodeError) as error:
-            raise CheckpointError(f"{index}: not an index of shards ({error})") from None
+        shards = read_json(index).get("weight_map")
+        if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
+            raise CheckpointError(f"{index}: not an index of shards; allowed: a weight_map of file names")
+        files = sorted({directory / name for name in shards.values()})
     for file in files:
         if not file.is_file():
             raise CheckpointError(

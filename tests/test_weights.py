@@ -126,12 +126,19 @@ def test_saved_weights_are_loaded_again(tiny, tiny_directory, tmp_path):
 def test_what_is_no_checkpoint(tmp_path, copy):
     assert "neither a directory, nor a hub id" in refusal(tmp_path / "nowhere" / "at" / "all")
     assert "config.json: no such file" in refusal(tmp_path)
+    index = copy / "model.safetensors.index.json"
+    for content in ("[]", "5", "{}", "not JSON", '{"weight_map": {"a": 5}}'):
+        index.write_text(content)
+        assert str(index) in refusal(copy)
+    index.unlink()
     (copy / "model.safetensors").write_bytes(b"no tensors")
     assert "not a safetensors file" in refusal(copy)
     (copy / "model.safetensors").unlink()
     assert "model.safetensors: no such file" in refusal(copy)
     (copy / "config.json").write_text('{"model_type": "llava"}')
     assert "model_type 'llava'; allowed: qwen3_vl" in refusal(copy)
+    (copy / "config.json").write_text('{"model_type": ["qwen3_vl"]}')
+    assert "model_type ['qwen3_vl']" in refusal(copy)
 
 
 CONFIGS = {
@@ -143,7 +150,25 @@ CONFIGS = {
     "yarn": ({"text_config": {"rope_scaling": {"rope_type": "yarn"}}}, "rope_type"),
     "widths": ({"vision_config": {"out_hidden_size": 32}}, "out_hidden_size"),
     "positions": ({"vision_config": {"num_position_embeddings": 35}}, "square"),
+    "text for a size": ({"text_config": {"num_hidden_layers": "4"}}, "num_hidden_layers '4'"),
+    "a size of zero": ({"vision_config": {"num_heads": 0}}, "num_heads 0"),
+    "half a layer": ({"vision_config": {"depth": 1.5}}, "depth 1.5"),
+    "text for theta": ({"text_config": {"rope_theta": "x"}}, "rope_theta 'x'"),
+    "no section": ({"text_config": {"rope_scaling": {"mrope_section": 5}}}, "mrope_section 5"),
+    "odd heads": ({"text_config": {"head_dim": 17}}, "mrope_section"),
+    "list for rope": ({"text_config": {"rope_parameters": [1]}}, "rope_parameters"),
+    "no list": ({"vision_config": {"deepstack_visual_indexes": 5}}, "deepstack_visual_indexes 5"),
+    "heads of the tower": ({"vision_config": {"num_heads": 3}}, "32 over 3 heads"),
+    "no truth": ({"text_config": {"attention_bias": "no"}}, "attention_bias 'no'"),
 }
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("image_token_id", 512), ("image_token_id", "x"), ("tie_word_embeddings", "yes")]
+)
+def test_a_config_with_a_wrong_value_at_the_top_is_one_line(key, value):
+    with pytest.raises(CheckpointError, match=f"config.json: {key} {value!r}; allowed: "):
+        Qwen3VLConfig.from_dict(tiny_config() | {key: value})
 
 
 @pytest.mark.parametrize("name", CONFIGS)
