@@ -30,9 +30,14 @@ def encode_vision(
         `VisionEmbeddings` padded to a bucket; the first `grid_thw.prod(1).sum() // merge_unit` tokens count.
 
     Raises:
-        InputError: the patches do not match the grids.
+        InputError: no grids, or patches that do not match them.
     """
-    vision, grid, pixels = model.config.vision, np.asarray(grid_thw, np.int64), np.asarray(pixel_values)
+    vision, grid, pixels = model.config.vision, np.asarray(grid_thw), np.asarray(pixel_values)
+    if grid.ndim != 2 or grid.shape[1] != 3 or not np.issubdtype(grid.dtype, np.integer) or grid.size == 0:
+        raise InputError(f"grid_thw: {grid.dtype}{list(grid.shape)}; allowed: integers [pictures, 3], not 0")
+    if grid.min() < 1:
+        raise InputError(f"grid_thw: {grid.tolist()}; allowed: sizes from 1 up")
+    grid = grid.astype(np.int64)
     patches, merge = int(grid.prod(1).sum()), vision.spatial_merge_size
     if pixels.shape != (patches, vision.patch_dim):
         needed = [patches, vision.patch_dim]

@@ -116,7 +116,14 @@ def test_picture_tokens_must_match_the_grids(config, name):
 
 
 @pytest.mark.parametrize(
-    ("shape", "grid"), [((16, 1536), [[1, 4, 6]]), ((24, 1000), [[1, 4, 6]]), ((15, 1536), [[1, 3, 5]])]
+    ("shape", "grid"),
+    [
+        ((16, 1536), [[1, 4, 6]]),
+        ((24, 1000), [[1, 4, 6]]),
+        ((15, 1536), [[1, 3, 5]]),
+        ((24, 1536), [[1, -4, -6]]),
+        ((0, 1536), np.zeros((0, 3), np.int32)),
+    ],
 )
 def test_patches_must_match_the_grids(config, shape, grid):
     with pytest.raises(InputError, match="grid_thw"):
