@@ -1,5 +1,7 @@
 """Layers that the families share. Parameters keep transformers' names; kernels are `[in, out]`."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -9,17 +11,18 @@ _NORMAL = nn.initializers.normal(0.02)
 
 
 class Linear(nn.Module):
-    """`x @ kernel + bias`, in the dtype of `x`."""
+    """`x @ kernel + bias`, in the dtype of `x`; the result in `out_dtype`, where one is given."""
 
     features: int
     use_bias: bool = True
+    out_dtype: Any = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "*L I"]) -> Float[Array, "*L O"]:
         kernel = self.param("kernel", _NORMAL, (x.shape[-1], self.features))
-        y = x @ kernel.astype(x.dtype)
+        y = jnp.matmul(x, kernel.astype(x.dtype), preferred_element_type=self.out_dtype)
         if self.use_bias:
-            y = y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(x.dtype)
+            y = y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(y.dtype)
         return y
 
 

@@ -225,7 +225,7 @@ class Qwen3VL(nn.Module):
         self.visual = VisionTower(self.config.vision, self.dtype)
         self.language_model = Decoder(self.config.text, self.dtype)
         if not self.config.tie_word_embeddings:
-            self.lm_head = Linear(self.config.text.vocab_size, use_bias=False)
+            self.lm_head = Linear(self.config.text.vocab_size, use_bias=False, out_dtype=jnp.float32)
 
     @property
     def context_length(self) -> int:
@@ -298,10 +298,10 @@ class Qwen3VL(nn.Module):
         return self.language_model(tokens, positions, start, cache, seen, filled)
 
     def head(self, hidden: Float[Array, "*L D"]) -> Float[Array, "*L V"]:
-        """Logits, float32."""
+        """Logits, float32: sums of products are not rounded to the model's dtype."""
         if self.config.tie_word_embeddings:
             return self.language_model.embed_tokens.attend(hidden)
-        return self.lm_head(hidden).astype(jnp.float32)
+        return self.lm_head(hidden)
 
     def logits(
         self,

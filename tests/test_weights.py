@@ -107,6 +107,18 @@ def test_every_parameter_has_the_wanted_dtype(tiny_directory, dtype, expected):
     assert [done for done, _ in seen] == sorted({done for done, _ in seen})
 
 
+@pytest.mark.parametrize("variant", ["tied", "untied"])
+def test_logits_of_a_bfloat16_model_are_not_rounded_to_bfloat16(tiny_directory, variant):
+    model, params, _ = load_model(tiny_directory(variant), dtype="bfloat16")
+    hidden = jax.random.normal(jax.random.key(0), (2, 48), jnp.bfloat16)
+    logits = model.call("head", params, hidden)
+    table = params["language_model"]["embed_tokens"]["embedding"].T
+    kernel = table if variant == "tied" else params["lm_head"]["kernel"]
+    exact = np.asarray(hidden, np.float64) @ np.asarray(kernel, np.float64)
+    assert logits.dtype == jnp.float32
+    np.testing.assert_allclose(logits, exact, atol=1e-5)
+
+
 def test_the_default_dtype_is_the_fast_one(tiny_directory):
     fast = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
     assert load_model(tiny_directory()).model.dtype == fast
