@@ -90,10 +90,10 @@ class _Row:
         self.status = status
         if self._text is not None:
             self.pieces.append(self._text.push(token))
+            if status != RUNNING:
+                self.pieces.append(self._text.close())
             if self._text.stopped:
                 self.status = STOPPED
-            if self.status != RUNNING:
-                self.pieces.append(self._text.close())
 
 
 def _record(rows: list[_Row], outputs: StepOutput) -> None:

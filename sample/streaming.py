@@ -147,11 +147,12 @@ class TokenStream(Iterator[Token]):
         text = ""
         if self._text is not None:
             text = self._text.push(token)
+            if status != RUNNING:
+                text += self._text.close()
             if self._text.stopped:
                 status = STOPPED
         if status != RUNNING:
             self._finish("stop" if status == STOPPED else "length")
-            text, self.rest = text + self.rest, ""
         return Token(token, text, float(output.logprob[0]))
 
     def _finish(self, reason: FinishReason) -> None:

@@ -162,6 +162,18 @@ def test_a_stop_string_ends_both_drivers_at_the_same_token(tiny):
     assert (whole.finish_reasons, stream.finish_reason) == (["stop"], "stop")
 
 
+def test_a_stop_string_that_the_end_of_the_text_completes_is_a_stop(tiny):
+    model, params, processor = tiny()
+    tokenizer, replacement = processor.tokenizer, "\N{REPLACEMENT CHARACTER}"
+    half = next(i for i in range(400) if tokenizer.decode([i]) == replacement)  # of a character
+    cfg = SamplingConfig(temperature=0, max_new_tokens=1, logit_bias={half: 100.0}, stop=[replacement])
+    whole = sample(model, params, prompt(), cfg, jax.random.key(0), tokenizer=tokenizer)
+    stream = sample_streaming(model, params, prompt(), cfg, jax.random.key(0), tokenizer=tokenizer)
+    assert [t.token_id for t in stream] == whole.tokens[0].tolist() == [half]
+    assert (whole.finish_reasons, whole.texts) == (["stop"], [""])
+    assert (stream.finish_reason, stream.rest) == ("stop", "")
+
+
 def test_top_logprobs_are_the_best_and_contain_a_greedy_token(tiny):
     model, params, _ = tiny()
     cfg = SamplingConfig(temperature=0, max_new_tokens=5, top_logprobs=4)
