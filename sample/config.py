@@ -81,7 +81,7 @@ class SamplingConfig:
         self._set("logit_bias", _bias(self.logit_bias))
         self._set("eos_id", _ids("eos_id", self.eos_id))
         self._set("stop", _strings("stop", self.stop))
-        if self.logprobs not in ("raw", "processed"):
+        if not isinstance(self.logprobs, str) or self.logprobs not in ("raw", "processed"):
             raise _error("logprobs", self.logprobs, "raw or processed")
         if self.seed is not None:
             self._set("seed", _integer("seed", self.seed, 0, 2**32 - 1))
@@ -150,9 +150,15 @@ def _top_p(value: Any) -> float:
     return float(value)
 
 
+def _is_sequence(value: object) -> bool:
+    # An array without axes is an Iterable that cannot be iterated.
+    iterable = isinstance(value, Iterable) and getattr(value, "ndim", 1) > 0
+    return iterable and not isinstance(value, bytes | Mapping)
+
+
 def _ids(name: str, value: Any) -> tuple[int, ...]:
     ids = (value,) if _is_integer(value) else value
-    if isinstance(ids, (str, bytes, Mapping)) or not isinstance(ids, Iterable):
+    if not _is_sequence(ids) or isinstance(ids, str):
         raise _error(name, value, "a token id or a sequence of token ids")
     return tuple(_integer(name, token, 0, 2**31 - 1) for token in ids)
 
@@ -160,7 +166,7 @@ def _ids(name: str, value: Any) -> tuple[int, ...]:
 def _strings(name: str, value: Any) -> tuple[str, ...]:
     strings = (value,) if isinstance(value, str) else value
     allowed = "a non-empty string or a sequence of them"
-    if isinstance(strings, (bytes, Mapping)) or not isinstance(strings, Iterable):
+    if not _is_sequence(strings):
         raise _error(name, value, allowed)
     strings = tuple(strings)
     if not all(isinstance(string, str) and string for string in strings):

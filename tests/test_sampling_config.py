@@ -26,6 +26,7 @@ def test_values_are_kept_in_one_form():
     assert config.stop == ("\n\n",)
     assert config.logit_bias == ((2, -100.0), (9, 1.0))
     assert SamplingConfig(eos_id=[1, np.int32(2)], stop=["a", "b"]).eos_ids == (1, 2)
+    assert SamplingConfig(eos_id={1}, stop={"a"}).eos_ids == (1,)
 
 
 def test_is_frozen_hashable_and_replaceable():
@@ -75,6 +76,9 @@ def test_is_frozen_hashable_and_replaceable():
         ({"eos_id": None}, "eos_id: got None; allowed: a token id or a sequence of token ids"),
         ({"eos_id": "5"}, "eos_id: got '5'"),
         ({"eos_id": [1, 2.0]}, "eos_id: got 2.0"),
+        ({"eos_id": np.array(5)}, "eos_id: got array(5)"),
+        ({"stop": np.array("x")}, "stop: got array('x'"),
+        ({"logprobs": np.array(["raw", "raw"])}, "logprobs: got array(['raw'"),
         ({"pad_id": None}, "pad_id: got None"),
         ({"stop": ""}, "stop: got ''; allowed: a non-empty string or a sequence of them"),
         ({"stop": ["a", ""]}, "stop: got ['a', '']"),
