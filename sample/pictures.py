@@ -76,7 +76,6 @@ def open_picture(source: Picture, *, max_pixels: int = MAX_IMAGE_PIXELS) -> Imag
 
 def picture_name(source: Picture) -> str:
     """What messages call a picture: its path, or its kind. Raises InputError for what is no picture."""
-    """How messages call a picture: its path, or what it is. Raises InputError for what is no picture."""
     if isinstance(source, str | os.PathLike):
         return repr(os.fspath(source))
     if isinstance(source, bytes):
