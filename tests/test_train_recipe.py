@@ -32,6 +32,7 @@ def run() -> Run:
     )
 
 
+@pytest.mark.slow
 def test_things_are_where_the_layout_says() -> None:
     pack = synthetic_pack()
     art = jnp.asarray(premultiplied(pack.styles["noto"]))
@@ -52,6 +53,7 @@ def test_things_are_where_the_layout_says() -> None:
     np.testing.assert_allclose(seen[32, 96], 1, atol=0.01)
 
 
+@pytest.mark.slow
 def test_every_background_is_a_picture() -> None:
     n = len(BACKGROUNDS)
     empty = np.full((n, 6), -1, np.int32), *[np.full((n, 6), 0.5, np.float32)] * 3
@@ -80,6 +82,7 @@ def test_a_batch_does_not_depend_on_who_makes_it(run: Run) -> None:
     assert (first.lengths > first.prompts).all()
 
 
+@pytest.mark.slow
 def test_a_run_learns_goes_on_where_it_stopped_and_exports(run: Run, tmp_path: Path) -> None:
     def loss(state: State) -> float:
         batch = Maker(run.source).make(0)

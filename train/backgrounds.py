@@ -154,12 +154,12 @@ def _grass(b: _Brush) -> Picture:
     lawn = _ground(b, horizon, b.color(14, (0.15, 0.4, 0.08), (0.6, 0.85, 0.35)))
     stripes = 0.06 * jnp.sign(jnp.sin(b.columns * b.number(18, 10, 60))) * (b.number(19, 0, 1) > 0.7)
     lawn = lawn + (stripes * _edge(b.rows - horizon))[..., None]
-    return jnp.where(b.chance(73, 0.3)[..., None] > 0, _fields(b), lawn)
+    return jnp.where(b.chance(73, 0.45)[..., None] > 0, _fields(b), lawn)
 
 
 def _fields(b: _Brush) -> Picture:
     """Fields seen from above, some with a small house, between roads."""
-    x, y = jnp.mod(b.columns * 7, 1), jnp.mod(b.rows * 6, 1)
+    x, y = jnp.mod(b.columns * 7, 1), jnp.mod(b.rows * 6, 1)  # as wide as `blocks`
     green = b.color(14, (0.3, 0.55, 0.2), (0.65, 0.85, 0.5)) * (0.9 + 0.25 * b.blocks)[..., None]
     hedge = (x < 0.08) | (y < 0.08)
     fields = _mix(green, green * 1.12, hedge * 1.0)

@@ -66,6 +66,7 @@ def compose(
         keys[0], jnp.asarray(layout.background), jnp.asarray(layout.rgb), height, width
     )
     picture = _stray_shapes(keys[1], picture, variation.picture)
+    picture = _figures(jax.random.fold_in(keys[1], 1), picture, variation.picture)
     picture, covered = _paste(keys[2], art, layout, slice(0, FEW), picture, grid, variation.art)
     shares = jnp.zeros((SLOTS, *covered.shape[1:])).at[:FEW].set(covered)
     if crowded:
@@ -261,10 +262,14 @@ def _contours(x: Float[Array, "B 128 128 4"]) -> Float[Array, "B 128 128 1"]:
 
 
 def _cut_out(one, chance) -> Array:
-    """1, but 0 in a window of some things."""
+    """1, but 0 in a window of some things, and below a wavy line in others, as if behind a hill."""
     line = jnp.linspace(-1, 1, _SIDE)
-    inside = (jnp.abs(line[:, None, None] - one(20)) < 0.3) & (jnp.abs(line[None, :, None] - one(21)) < 0.3)
-    return 1.0 - (inside & chance(22, 0.15))
+    rows, columns = line[:, None, None], line[None, :, None]
+    window = (jnp.abs(rows - one(20)) < 0.3) & (jnp.abs(columns - one(21)) < 0.3) & chance(22, 0.12)
+    sunk = (rows > 0.5 + 0.35 * one(20) + 0.25 * jnp.sin(3 * columns * one(21) + 3 * one(4))) & chance(
+        23, 0.2
+    )
+    return 1.0 - (window | sunk)
 
 
 # ---------------------------------------------------------------- the whole picture
@@ -282,6 +287,23 @@ def _stray_shapes(key: PRNGKeyArray, picture: Array, share: float) -> Array:
         mask = jnp.where(shape[8] < 0.6, disc, bar) * strength
         color = jnp.moveaxis(jnp.stack([shape[6], shape[7], shape[5]]), 0, -1)
         picture = picture + (color - picture) * mask[..., None]
+    return picture
+
+
+def _figures(key: PRNGKeyArray, picture: Array, share: float) -> Array:
+    """In some pictures a symmetrical figure of discs in two colours, which is nothing that has a name."""
+    B, height, width, _ = picture.shape
+    u = jax.random.uniform(key, (5, 8, B, 1, 1))
+    side = min(height, width)
+    x, y, size = u[0, 0] * width, u[0, 1] * height, (0.1 + 0.3 * u[0, 2]) * side
+    dx, dy = jnp.abs(jnp.arange(width) - x) / size, (jnp.arange(height)[:, None] - y) / size
+    there = u[0, 3] < 0.12 * share
+    for i, disc in enumerate(u):
+        apart = disc[4] * 0.6 * (i > 0)  # the first one stands in the middle
+        wide, high = 0.12 + 0.3 * disc[5], 0.12 + 0.3 * disc[6]
+        far = ((dx - apart) / wide) ** 2 + ((dy - (disc[7] - 0.5) * (i > 0)) / high) ** 2
+        color = jnp.moveaxis(u[i % 2, 4:7], 0, -1)
+        picture = picture + (color - picture) * (jnp.clip((1 - far) * 8, 0, 1) * there)[..., None]
     return picture
 
 
