@@ -25,8 +25,9 @@ def causal_attention(
 
     Args:
         slots: where each query stands in its row.
-        filled: a bound on `slots + 1` known while tracing (a prefill); without it the bound is read
-            from `slots` on the device (a decode step), so that the cost follows the filled part.
+        filled: a bound on `slots + 1` known while tracing (a prefill); without it (a decode step) a CPU
+            reads the bound from `slots`, so that the cost follows the filled part, and other devices
+            read and mask all S slots.
     """
     block = _block_size(v.shape[2], filled)
     bound = jnp.max(slots) + 1 if filled is None else filled

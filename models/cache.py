@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 class KVCache(NamedTuple):
     """Keys (already rotated) and values of all layers.
 
-    A row's tokens fill its slots 0, 1, 2, ... without a gap; what lies behind them is never read.
+    A row's tokens fill its slots 0, 1, 2, ... without a gap; what lies behind them has no effect.
     """
 
     keys: tuple[Float[Array, "B H D S"], ...]  # transposed, as the product with queries reads them
