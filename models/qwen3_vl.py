@@ -243,11 +243,6 @@ class Qwen3VL(nn.Module):
     def image_pad_id(self) -> int:
         return self.config.image_token_id
 
-    @property
-    def merge_unit(self) -> int:
-        """Patches per picture token."""
-        return self.config.vision.merge_unit
-
     def call(self, method: str, params: Any, *args: Any) -> Any:
         """`apply` with plain parameters: one of the methods below, as a pure function."""
         return self.apply({"params": params}, *args, method=method)
