@@ -46,7 +46,7 @@ def segment_attention(
     segments: Int[Array, "P"],
 ) -> Float[Array, "1 P H D"]:
     """Each patch attends to all patches of its own segment (a frame of a picture)."""
-    block = math.gcd(v.shape[2], BLOCK)
+    block = _block(v.shape[2])
 
     def visible(start: Array | int) -> Bool[Array, "1 1 P S"]:
         own = jax.lax.dynamic_slice_in_dim(segments, start, block)
@@ -55,8 +55,13 @@ def segment_attention(
     return _attend(q, k, v, visible, v.shape[2] // block, block)
 
 
+def _block(keys: int) -> int:
+    """Blocks are equal, so their size divides the number of keys; a few keys are one block."""
+    return keys if keys <= BLOCK else math.gcd(keys, BLOCK)
+
+
 def _block_size(slots: int, filled: int | None) -> int:
-    block = math.gcd(slots, BLOCK)
+    block = _block(slots)
     if filled is not None:
         return block
     # A trip count that only the device knows makes a GPU wait for the host, once per layer.
