@@ -8,17 +8,14 @@ import numpy as np
 from cli.requests import Request
 
 if TYPE_CHECKING:
-    from sample import SampleResult, SamplingConfig, VLMInputs
+    from sample import SampleResult, VLMInputs
 
 
-def rows_of(
-    requests: Sequence[Request], result: "SampleResult", config: "SamplingConfig"
-) -> list[dict[str, Any]]:
+def rows_of(requests: Sequence[Request], result: "SampleResult") -> list[dict[str, Any]]:
     """What is known of each answer; tokens without the padding behind a shorter one."""
-    padding = (result.tokens == config.pad_id) & (result.logprobs == 0)
-    lengths = padding.shape[1] - np.argmin(padding[:, ::-1], axis=1)
-    return [
-        {
+    rows = []
+    for index, (request, length) in enumerate(zip(requests, result.lengths.tolist(), strict=True)):
+        row = {
             "index": index,
             "images": list(request.images),
             "prompt": request.prompt,
@@ -27,8 +24,10 @@ def rows_of(
             "token_ids": result.tokens[index, :length].tolist(),
             "logprobs": result.logprobs[index, :length].tolist(),
         }
-        for index, (request, length) in enumerate(zip(requests, lengths.tolist(), strict=True))
-    ]
+        if any(result.top_logprobs[index]):
+            row["top_logprobs"] = result.top_logprobs[index]
+        rows.append(row)
+    return rows
 
 
 def batch_summary(rows: Sequence[dict[str, Any]], inputs: "VLMInputs", seconds: float) -> dict[str, Any]:

@@ -12,7 +12,7 @@ INTERRUPTED = 130  # 128 + SIGINT, the shell's convention
 
 class Interrupts:
     """Ctrl-C ends the process with status 130; where `cancel` is set, the first one calls that instead (from
-    another thread), so that a running stream ends with its statistics.
+    another thread), so that a running stream or batch ends with its statistics.
 
     Python runs signal handlers between bytecodes of the main thread only; the descriptor given to
     `signal.set_wakeup_fd` is written at once, and a thread of its own reads it.

@@ -1,39 +1,56 @@
 """`sample`: whole answers for a batch; the loop over the step runs on the device."""
 
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from models.errors import SettingsError
 from models.qwen3_vl import Qwen3VL
 from sample.config import SamplingConfig
 from sample.inputs import VLMInputs
 from sample.request import make_request
 from sample.step import RUNNING, STOPPED, StepOutput, decode_steps, prefill, unpack
-from sample.streaming import FinishReason
+from sample.streaming import Alternatives, FinishReason, alternatives
 from sample.text import TextStream
 
 _STEPS = 64  # steps per program: the host looks at stop strings and interrupts in between
 
 
-class SampleResult(NamedTuple):
-    """A row's answer ends with its end token, if it has one; behind it are `pad_id` and 0."""
+@dataclass(frozen=True, eq=False)
+class SampleResult:
+    """A batch's answers; unpacks to `tokens, logprobs, texts, finish_reasons`.
+
+    Attributes:
+        tokens: int32; a row ends with its end token, if it has one, and behind it is `pad_id`.
+        logprobs: float32, in nats; 0 behind the end.
+        texts: what the tokens say, without stop strings; empty without a tokenizer.
+        finish_reasons: "stop", "length", or "cancelled".
+        lengths: int32, the tokens of each row, its end token counted.
+        top_logprobs: of each row and token the likeliest (id, logprob), as many as the row asks for.
+    """
 
     tokens: Int[np.ndarray, "B n"]
     logprobs: Float[np.ndarray, "B n"]
     texts: list[str]
     finish_reasons: list[FinishReason]
+    lengths: Int[np.ndarray, " B"]
+    top_logprobs: list[list[Alternatives]]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.tokens, self.logprobs, self.texts, self.finish_reasons))
 
 
 def sample(
     model: Qwen3VL,
     params: Any,
     inputs: VLMInputs | Array | np.ndarray,
-    cfg: SamplingConfig | list[SamplingConfig],
+    cfg: SamplingConfig | Sequence[SamplingConfig],
     rng: Array,
     *,
     tokenizer: Any = None,
+    cancelled: Callable[[], bool] | None = None,
 ) -> SampleResult:
     """Generate until every row has ended.
 
@@ -42,14 +59,14 @@ def sample(
         cfg: one for all rows, or one per row.
         rng: one key (row i draws from `fold_in(rng, i)`) or one key per row; a row's `seed` comes before it.
         tokenizer: without one, the texts are empty.
+        cancelled: asked after the first token and then every 64; True ends the rows that still run, with
+            what they have.
 
     Raises:
         InputError: inputs that do not fit the model.
         SettingsError: stop strings without a tokenizer, or not one configuration or key per row.
     """
-    request = make_request(model, inputs, cfg, rng)
-    if tokenizer is None and any(c.stop for c in request.configs):
-        raise SettingsError("stop: stop strings need a tokenizer")
+    request = make_request(model, inputs, cfg, rng, tokenizer)
     rows = [_Row(c, tokenizer) for c in request.configs]
     params = model.decoder_params(params)
     state, packed = prefill(
@@ -64,8 +81,12 @@ def sample(
     )
     _record(rows, unpack(np.asarray(packed)[None]))
     padding = [True] * (len(request.prompt.lengths) - len(rows))
-    while any(row.status == RUNNING for row in rows):
-        ended = np.array([row.status != RUNNING for row in rows] + padding)
+    while running := [row for row in rows if row.finish_reason is None]:
+        if cancelled is not None and cancelled():
+            for row in running:
+                row.finish("cancelled")
+            break
+        ended = np.array([row.finish_reason is not None for row in rows] + padding)
         state, outputs, made = decode_steps(
             model, params, state, request.sampling, ended, steps=_STEPS, top=request.top
         )
@@ -77,36 +98,53 @@ class _Row:
     """A row's answer as it grows on the host."""
 
     def __init__(self, config: SamplingConfig, tokenizer: Any) -> None:
-        self.pad_id = config.pad_id
+        self.config = config
         self.tokens: list[int] = []
         self.logprobs: list[float] = []
+        self.top_logprobs: list[Alternatives] = []
         self.pieces: list[str] = []
-        self.status = RUNNING
+        self.finish_reason: FinishReason | None = None
         self._text = None if tokenizer is None else TextStream(tokenizer, config.stop, config.eos_ids)
 
-    def add(self, token: int, logprob: float, status: int) -> None:
+    def add(self, token: int, logprob: float, status: int, top: Alternatives) -> None:
         self.tokens.append(token)
         self.logprobs.append(logprob)
-        self.status = status
+        self.top_logprobs.append(top)
         if self._text is not None:
             self.pieces.append(self._text.push(token))
-            if status != RUNNING:
-                self.pieces.append(self._text.close())
-            if self._text.stopped:
-                self.status = STOPPED
+        if status != RUNNING:
+            self.finish("stop" if status == STOPPED else "length")
+        if self._text is not None and self._text.stopped:
+            self.finish_reason = "stop"
+
+    def finish(self, reason: FinishReason) -> None:
+        self.finish_reason = reason
+        if self._text is not None:
+            self.pieces.append(self._text.close())
 
 
 def _record(rows: list[_Row], outputs: StepOutput) -> None:
     for i, row in enumerate(rows):
         columns = (outputs.token[:, i], outputs.logprob[:, i], outputs.status[:, i])
-        for token, logprob, status in zip(*(c.tolist() for c in columns), strict=True):
-            if row.status == RUNNING:
-                row.add(token, logprob, status)
+        steps = zip(*(c.tolist() for c in columns), strict=True)
+        for n, (token, logprob, status) in enumerate(steps):
+            if row.finish_reason is None:
+                top = alternatives(outputs.top_ids[n, i], outputs.top_logprobs[n, i], row.config)
+                row.add(token, logprob, status, top)
 
 
 def _result(rows: list[_Row]) -> SampleResult:
-    longest = max(len(row.tokens) for row in rows)
-    tokens = np.array([row.tokens + [row.pad_id] * (longest - len(row.tokens)) for row in rows], np.int32)
-    logprobs = np.array([row.logprobs + [0.0] * (longest - len(row.logprobs)) for row in rows], np.float32)
-    reasons: list[FinishReason] = ["stop" if row.status == STOPPED else "length" for row in rows]
-    return SampleResult(tokens, logprobs, ["".join(row.pieces) for row in rows], reasons)
+    lengths = np.array([len(row.tokens) for row in rows], np.int32)
+    tokens = np.array([[row.config.pad_id] * max(lengths) for row in rows], np.int32)
+    logprobs = np.zeros(tokens.shape, np.float32)
+    for i, row in enumerate(rows):
+        tokens[i, : lengths[i]] = row.tokens
+        logprobs[i, : lengths[i]] = row.logprobs
+    return SampleResult(
+        tokens=tokens,
+        logprobs=logprobs,
+        texts=["".join(row.pieces) for row in rows],
+        finish_reasons=[row.finish_reason for row in rows if row.finish_reason is not None],
+        lengths=lengths,
+        top_logprobs=[row.top_logprobs for row in rows],
+    )

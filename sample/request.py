@@ -40,6 +40,7 @@ def make_request(
     inputs: VLMInputs | Array | np.ndarray,
     configs: SamplingConfig | Sequence[SamplingConfig],
     rng: Array,
+    tokenizer: Any = None,
 ) -> Request:
     """Check the inputs against the model and round all sizes up to buckets.
 
@@ -47,20 +48,20 @@ def make_request(
         inputs: pictures and prompts, or `[B, T]` token ids for text alone.
         configs: one for all rows, or one per row.
         rng: one key (row i gets `fold_in(rng, i)`) or B keys; old-style or new-style.
+        tokenizer: only asked whether there is one, as stop strings need it.
 
     Raises:
         InputError: tokens that are no ids of this model, or do not fit its context, `grid_thw` or `vision`.
-        SettingsError: no key, or a number of configurations or keys that is not the number of rows.
+        SettingsError: no key, no configuration, a number of either that is not the number of rows, or stop
+            strings without a tokenizer.
     """
     if not isinstance(inputs, VLMInputs):
         inputs = VLMInputs(inputs, None, np.zeros((0, 3), np.int32), model.image_pad_id)
     rows = _rows(model, inputs)
     grid_thw = _grid(inputs)
-    configs = [configs] * len(rows) if isinstance(configs, SamplingConfig) else list(configs)
-    if len(configs) != len(rows):
-        raise SettingsError(
-            f"sampling: {len(configs)} configurations for {len(rows)} rows; allowed: one, or one per row"
-        )
+    configs = _configs(configs, len(rows))
+    if tokenizer is None and any(c.stop for c in configs):
+        raise SettingsError("stop: stop strings need a tokenizer")
     _check_room(model, rows, configs)
     longest = max(map(len, rows))
     padding = bucket(len(rows), 1) - len(rows)
@@ -77,12 +78,32 @@ def make_request(
         sampling=jax.device_put(sampling_params(configs + [_PADDING] * padding, vocab_size=model.vocab_size)),
         key=_row_keys(rng, configs, len(rows), padding),
         slots=bucket(max(needed, prompt.tokens.shape[1]), _SMALLEST_CACHE),
-        top=_MOST_ALTERNATIVES if any(c.top_logprobs for c in configs) else 0,
+        top=min(_MOST_ALTERNATIVES, model.vocab_size) if any(c.top_logprobs for c in configs) else 0,
     )
 
 
+def _configs(given: Any, rows: int) -> list[SamplingConfig]:
+    configs = [given] * rows if isinstance(given, SamplingConfig) else given
+    if not isinstance(configs, list | tuple) or not all(isinstance(c, SamplingConfig) for c in configs):
+        raise SettingsError(
+            f"cfg: {type(given).__name__}; allowed: a SamplingConfig, or a list of one per row"
+        )
+    if len(configs) != rows:
+        raise SettingsError(
+            f"cfg: {len(configs)} configurations for {rows} rows; allowed: one, or one per row"
+        )
+    return list(configs)
+
+
+def _array(name: str, value: Any) -> np.ndarray:
+    try:
+        return np.asarray(value)
+    except (TypeError, ValueError):
+        raise InputError(f"{name}: no array; allowed: an array, or lists of one length") from None
+
+
 def _rows(model: Qwen3VL, inputs: VLMInputs) -> list[np.ndarray]:
-    tokens = np.asarray(inputs.prompt_tokens)
+    tokens = _array("prompt_tokens", inputs.prompt_tokens)
     if tokens.ndim != 2 or tokens.size == 0 or not np.issubdtype(tokens.dtype, np.integer):
         raise InputError(
             f"prompt_tokens: {tokens.dtype}{list(tokens.shape)}; allowed: integers [B, T], neither 0"
@@ -92,7 +113,7 @@ def _rows(model: Qwen3VL, inputs: VLMInputs) -> list[np.ndarray]:
     mask = (
         np.ones(tokens.shape, bool)
         if inputs.attention_mask is None
-        else np.asarray(inputs.attention_mask, bool)
+        else _array("attention_mask", inputs.attention_mask).astype(bool)
     )
     if mask.shape != tokens.shape:
         raise InputError(f"attention_mask: {list(mask.shape)}; prompt_tokens are {list(tokens.shape)}")
@@ -108,7 +129,7 @@ def _rows(model: Qwen3VL, inputs: VLMInputs) -> list[np.ndarray]:
 
 
 def _grid(inputs: VLMInputs) -> np.ndarray:
-    grid = np.asarray(inputs.grid_thw)
+    grid = _array("grid_thw", inputs.grid_thw)
     if grid.ndim != 2 or grid.shape[1] != 3 or (grid.size and not np.issubdtype(grid.dtype, np.integer)):
         raise InputError(f"grid_thw: {grid.dtype}{list(grid.shape)}; allowed: integers [pictures, 3]")
     return grid

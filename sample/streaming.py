@@ -1,13 +1,13 @@
 """`sample_streaming`: a Python loop over the jitted step, one step ahead of the host."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Array
 
-from models.errors import InputError, SettingsError
+from models.errors import InputError
 from models.qwen3_vl import Qwen3VL
 from sample.config import SamplingConfig
 from sample.inputs import VLMInputs
@@ -17,6 +17,7 @@ from sample.step import RUNNING, STOPPED, DecodeState, StepOutput, decode_step, 
 from sample.text import TextStream
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
+Alternatives = list[tuple[int, float]]  # (token id, logprob), the likeliest first
 
 
 class Token(NamedTuple):
@@ -31,7 +32,7 @@ def sample_streaming(
     model: Qwen3VL,
     params: Any,
     inputs: VLMInputs | Array | np.ndarray,
-    cfg: SamplingConfig,
+    cfg: SamplingConfig | Sequence[SamplingConfig],
     rng: Array,
     *,
     tokenizer: Any = None,
@@ -40,7 +41,9 @@ def sample_streaming(
 
     Args:
         inputs: of batch size 1; an int array `[1, T]` for text alone.
-        rng: a key, old-style or new-style; `cfg.seed` comes before it.
+        cfg: one, or a list of one.
+        rng: a key, old-style or new-style; `cfg.seed` comes before it. To repeat row i of
+            `sample(rng=keys)`, pass `keys[i : i + 1]`.
         tokenizer: without one, the texts are empty.
 
     Returns:
@@ -49,11 +52,9 @@ def sample_streaming(
 
     Raises:
         InputError: a batch larger than 1, or inputs that do not fit the model.
-        SettingsError: stop strings without a tokenizer.
+        SettingsError: stop strings without a tokenizer, no key, or not one configuration.
     """
-    if cfg.stop and tokenizer is None:
-        raise SettingsError("stop: stop strings need a tokenizer")
-    request = make_request(model, inputs, cfg, rng)
+    request = make_request(model, inputs, cfg, rng, tokenizer)
     if len(request.lengths) != 1:
         raise InputError(
             f"sample_streaming: a batch of {len(request.lengths)}; allowed: 1 (use sample() for more)"
@@ -72,7 +73,7 @@ class TokenStream(Iterator[Token]):
     def __init__(self, model: Qwen3VL, params: Any, request: Request, tokenizer: Any) -> None:
         self.finish_reason: FinishReason | None = None
         self.stats = StreamStats(request.lengths[0], request.image_tokens)
-        self.top_logprobs: list[tuple[int, float]] = []
+        self.top_logprobs: Alternatives = []
         self.rest = ""
         self._model, self._params, self._request = model, model.decoder_params(params), request
         config = request.configs[0]
@@ -92,7 +93,7 @@ class TokenStream(Iterator[Token]):
             self._finish("cancelled")
             raise StopIteration
         try:
-            output = self._next_output()
+            token = self._token(self._next_output())
         except KeyboardInterrupt:
             self._finish("cancelled")
             raise
@@ -100,7 +101,7 @@ class TokenStream(Iterator[Token]):
             self._finish("error")
             raise
         self.stats.record_token()
-        return self._token(output)
+        return token
 
     def cancel(self) -> None:
         """End the stream before its next token; callable from any thread."""
@@ -139,11 +140,7 @@ class TokenStream(Iterator[Token]):
 
     def _token(self, output: StepOutput) -> Token:
         token, status = int(output.token[0]), int(output.status[0])
-        wanted = self._request.configs[0].top_logprobs
-        pairs = zip(
-            output.top_ids[0, :wanted].tolist(), output.top_logprobs[0, :wanted].tolist(), strict=True
-        )
-        self.top_logprobs = list(pairs)
+        self.top_logprobs = alternatives(output.top_ids[0], output.top_logprobs[0], self._request.configs[0])
         text = ""
         if self._text is not None:
             text = self._text.push(token)
@@ -158,5 +155,11 @@ class TokenStream(Iterator[Token]):
     def _finish(self, reason: FinishReason) -> None:
         """Let go of the device's memory and of the text that was held back."""
         self.finish_reason = reason
-        self.rest = "" if self._text is None else self._text.close()
         self._state = self._ahead = None
+        self.rest = "" if self._text is None else self._text.close()
+
+
+def alternatives(ids: np.ndarray, logprobs: np.ndarray, config: SamplingConfig) -> Alternatives:
+    """As many of one token's alternatives as `config` asks for."""
+    wanted = config.top_logprobs
+    return list(zip(ids[:wanted].tolist(), logprobs[:wanted].tolist(), strict=True))

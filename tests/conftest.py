@@ -19,7 +19,7 @@ CHECKED = {
         "vision",
         "weights",
     ],
-    "sample": ["batch", "logits", "request", "stats", "step", "streaming"],
+    "sample": ["logits", "stats", "step"],
 }
 install_import_hook(
     [f"{room}.{name}" for room, names in CHECKED.items() for name in names], "beartype.beartype"

@@ -10,7 +10,7 @@ from cli.output import JsonWriter, TextWriter
 from cli.requests import Request, batch_requests, single_request
 from cli.typed import UsageError
 from conf.schema import InferenceSettings
-from sample import SampleResult, SamplingConfig, VLMInputs
+from sample import SampleResult, VLMInputs
 
 
 @pytest.fixture
@@ -75,15 +75,19 @@ def test_rows_lose_their_padding():
         np.array([[-1, -2, -3], [-0.5, 0, 0]], np.float32),
         ["ab", "a"],
         ["length", "stop"],
+        np.array([3, 2], np.int32),
+        [[[(5, -1.0)], [(6, -2.0)], [(9, -3.0)]], [[], []]],
     )
-    rows = rows_of([Request((), "x"), Request((), "y")], result, SamplingConfig(pad_id=0))
-    assert [row["token_ids"] for row in rows] == [[5, 6, 9], [5]]
-    assert [row["logprobs"] for row in rows] == [[-1, -2, -3], [-0.5]]
+    rows = rows_of([Request((), "x"), Request((), "y")], result)
+    assert [row["token_ids"] for row in rows] == [[5, 6, 9], [5, 0]]
+    assert [row["logprobs"] for row in rows] == [[-1, -2, -3], [-0.5, 0]]  # a certain end token is no padding
+    assert rows[0]["top_logprobs"] == [[(5, -1.0)], [(6, -2.0)], [(9, -3.0)]]
+    assert "top_logprobs" not in rows[1]
     mask = np.array([[True, True], [True, False]])
     inputs = VLMInputs(np.array([[1, 7], [1, 7]]), None, np.zeros((0, 3), np.int32), 7, mask)
     summary = batch_summary(rows, inputs, 2.0)
     assert (summary["prompt_tokens"], summary["image_tokens"]) == (3, 1)
-    assert (summary["new_tokens"], summary["tokens_per_second"]) == (4, 2.0)
+    assert (summary["new_tokens"], summary["tokens_per_second"]) == (5, 2.5)
 
 
 def test_text_rows_have_headers_where_there_are_several(capsys):

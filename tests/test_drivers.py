@@ -4,13 +4,18 @@ import time
 from dataclasses import replace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models import InputError, SettingsError, VisionEmbeddings
+from models import InputError, SettingsError, VisionEmbeddings, load_model
+from models.config import Qwen3VLConfig
+from models.qwen3_vl import Qwen3VL
 from sample import SamplingConfig, VLMInputs, prepare_inputs, sample, sample_streaming
 from sample import request as request_module
 from sample import streaming as streaming_module
+from sample.text import TextStream
+from tests.tiny import tiny_config
 
 CONFIGS = {
     "greedy": {"temperature": 0},
@@ -61,8 +66,21 @@ def test_a_picture_too(tiny):
         sample_streaming(model, params, inputs, cfg, jax.random.key(3), tokenizer=processor.tokenizer)
     )
     assert [t.token_id for t in tokens] == whole.tokens[0].tolist()
+    assert np.array([t.logprob for t in tokens], np.float32).tolist() == whole.logprobs[0].tolist()
     other = prepare_inputs(model, params, processor, images=[picture(70, 40, 1)], prompt="What's this?")
     assert sample(model, params, other, cfg, jax.random.key(3)).logprobs.tolist() != whole.logprobs.tolist()
+
+
+def test_bfloat16_from_a_picture_to_the_same_tokens_in_both_drivers(tiny_directory):
+    model, params, processor = load_model(tiny_directory(), dtype="bfloat16")
+    inputs = prepare_inputs(model, params, processor, images=[picture(70, 40)], prompt="What's this?")
+    cfg = SamplingConfig(max_new_tokens=STEPS)
+    whole = sample(model, params, inputs, cfg, jax.random.key(3))
+    tokens = list(sample_streaming(model, params, inputs, cfg, jax.random.key(3)))
+    assert inputs.vision is not None
+    assert inputs.vision.embeddings.dtype == jnp.bfloat16
+    assert [t.token_id for t in tokens] == whole.tokens[0].tolist()
+    assert [t.logprob for t in tokens] == pytest.approx(whole.logprobs[0].tolist(), abs=1e-5)
 
 
 def test_old_and_new_keys_are_the_same(tiny):
@@ -187,6 +205,80 @@ def test_top_logprobs_are_the_best_and_contain_a_greedy_token(tiny):
         assert list(values) == sorted(values, reverse=True)
 
 
+def test_top_logprobs_of_a_batch_are_those_of_the_stream(tiny):
+    model, params, _ = tiny()
+    configs = [
+        SamplingConfig(max_new_tokens=6, seed=1, top_logprobs=3),
+        SamplingConfig(max_new_tokens=9, seed=2),
+    ]
+    whole = sample(model, params, prompt(rows=2), configs, jax.random.key(0))
+    stream = sample_streaming(model, params, prompt(rows=2)[:1], configs[0], jax.random.key(0))
+    streamed = [stream.top_logprobs for _ in stream]
+    assert whole.lengths.tolist() == [6, 9]
+    assert whole.top_logprobs[1] == [[]] * 9
+    for ours, theirs in zip(whole.top_logprobs[0], streamed, strict=True):
+        assert [token for token, _ in ours] == [token for token, _ in theirs]
+        assert len(ours) == 3
+        assert [value for _, value in ours] == pytest.approx([value for _, value in theirs], abs=1e-4)
+
+
+def test_a_vocabulary_smaller_than_the_most_alternatives():
+    config = tiny_config()
+    config["text_config"]["vocab_size"] = 12
+    config |= {
+        "image_token_id": 11,
+        "video_token_id": 10,
+        "vision_start_token_id": 9,
+        "vision_end_token_id": 8,
+    }
+    model = Qwen3VL(Qwen3VLConfig.from_dict(config))
+    cfg = SamplingConfig(max_new_tokens=2, top_logprobs=20)
+    result = sample(model, model.init_params(jax.random.key(0)), np.array([[1, 2]]), cfg, jax.random.key(0))
+    assert [sorted(token for token, _ in top) for top in result.top_logprobs[0]] == [list(range(12))] * 2
+
+
+def test_a_result_unpacks_to_four_and_counts_a_certain_last_token_like_padding(tiny):
+    model, params, _ = tiny()
+    sure = SamplingConfig(
+        temperature=0, max_new_tokens=3, logit_bias={0: 100.0}, logprobs="processed", top_k=1
+    )
+    longer = SamplingConfig(max_new_tokens=5)
+    result = sample(model, params, prompt(rows=2), [sure, longer], jax.random.key(0))
+    tokens, logprobs, texts, reasons = result
+    assert (texts, reasons) == (["", ""], ["length", "length"])
+    assert tokens[0].tolist() == [0] * 5
+    assert logprobs[0].tolist() == [0.0] * 5
+    assert result.lengths.tolist() == [3, 5]
+
+
+def test_cancelled_is_asked_between_programs_and_ends_the_rows_that_run(tiny):
+    model, params, processor = tiny()
+    tokenizer, asked = processor.tokenizer, []
+    configs = [SamplingConfig(temperature=1.5, max_new_tokens=n, seed=3) for n in (200, 20)]
+    ids = sample(model, params, prompt(rows=2), configs, jax.random.key(0)).tokens[0, :65].tolist()
+    text = tokenizer.decode(ids, skip_special_tokens=True)
+    configs[0] = replace(configs[0], stop=[text[-1] + "never seen"])  # the last character is held back
+
+    def at_the_second() -> bool:
+        asked.append(1)
+        return len(asked) == 2
+
+    result = sample(
+        model,
+        params,
+        prompt(rows=2),
+        configs,
+        jax.random.key(0),
+        tokenizer=tokenizer,
+        cancelled=at_the_second,
+    )
+    assert result.finish_reasons == ["cancelled", "length"]
+    assert result.lengths.tolist() == [65, 20]  # the prefill's token, and a program's 64
+    assert result.tokens[0].tolist() == ids
+    assert result.texts[0] == text
+    assert len(asked) == 2
+
+
 def test_the_next_step_is_dispatched_before_the_last_is_waited_for(tiny, monkeypatch):
     model, params, _ = tiny()
     events = []
@@ -239,6 +331,23 @@ def test_an_error_of_the_device_keeps_what_was_generated(tiny, monkeypatch):
     assert list(stream) == []
 
 
+def test_an_error_of_the_detokeniser_ends_the_stream_too(tiny, monkeypatch):
+    model, params, processor = tiny()
+    cfg = SamplingConfig(max_new_tokens=STEPS)
+    stream = sample_streaming(model, params, prompt(), cfg, jax.random.key(0), tokenizer=processor.tokenizer)
+    next(stream)
+
+    def broken(*args):
+        raise RuntimeError("no text")
+
+    monkeypatch.setattr(TextStream, "push", broken)
+    with pytest.raises(RuntimeError, match="no text"):
+        next(stream)
+    assert (stream.finish_reason, stream.stats.new_tokens) == ("error", 1)
+    assert stream._state is stream._ahead is None
+    assert list(stream) == []
+
+
 def test_statistics(tiny):
     model, params, processor = tiny()
     inputs = prepare_inputs(model, params, processor, images=[picture(64, 64)], prompt="hello")
@@ -259,6 +368,7 @@ def test_statistics(tiny):
 WRONG = {
     "no tokens": (np.zeros((1, 0), np.int32), {}, InputError, "prompt_tokens"),
     "one axis": (np.zeros(4, np.int32), {}, InputError, "prompt_tokens"),
+    "ragged": ([[1, 2], [3]], {}, InputError, "prompt_tokens"),
     "floats": (np.zeros((1, 4), np.float32), {}, InputError, "prompt_tokens"),
     "beyond the vocabulary": (np.full((1, 4), 512, np.int32), {}, InputError, "0..511"),
     "negative": (np.full((1, 4), -1, np.int32), {}, InputError, "0..511"),
@@ -278,6 +388,21 @@ def test_wrong_input_is_one_line(tiny, name, driver):
         driver(model, params, tokens, SamplingConfig(**settings), jax.random.key(0))
     assert part in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("driver", [sample, sample_streaming])
+@pytest.mark.parametrize("cfg", [None, {"temperature": 0}, [{"temperature": 0}], 5, "greedy"])
+def test_what_is_no_configuration_is_refused(tiny, driver, cfg):
+    model, params, _ = tiny()
+    with pytest.raises(SettingsError, match=r"^cfg: \w+; allowed: a SamplingConfig"):
+        driver(model, params, prompt(), cfg, jax.random.key(0))
+
+
+def test_a_list_of_one_configuration_streams(tiny):
+    model, params, _ = tiny()
+    cfg = SamplingConfig(max_new_tokens=3)
+    one, listed = (sample_streaming(model, params, prompt(), c, jax.random.key(0)) for c in (cfg, [cfg]))
+    assert list(one) == list(listed)
 
 
 def test_a_batch_does_not_stream(tiny):
