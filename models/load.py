@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from models.config import Qwen3VLConfig
-from models.errors import CheckpointError
+from models.errors import CheckpointError, SettingsError
 from models.json_file import read_json
 from models.processor import Processor
 from models.qwen3_vl import Qwen3VL
@@ -42,6 +42,7 @@ def load_model(
 
     Raises:
         CheckpointError: not found, of an unknown architecture, or its parts do not fit.
+        SettingsError: another `dtype` than float32, bfloat16 and float16.
     """
     directory = _find(name_or_path)
     content = read_json(directory / "config.json")
@@ -64,20 +65,20 @@ def _dtype(dtype: Any) -> Any:
     for name, known in DTYPES.items():
         if dtype in (name, known):
             return known
-    raise CheckpointError(f"dtype: {dtype!r}; allowed: {', '.join(DTYPES)}")
+    raise SettingsError(f"dtype: {dtype!r}; allowed: {', '.join(DTYPES)}")
 
 
 def _find(name_or_path: str | Path) -> Path:
-    if str(name_or_path) == "embedded":
+    name = str(name_or_path)
+    if name == "embedded":
         return EMBEDDED
-    path = Path(name_or_path).expanduser()
-    if path.is_dir():
-        return path
-    if not path.exists() and _HUB_ID.fullmatch(str(name_or_path)):
-        return _download(str(name_or_path))
-    raise CheckpointError(
-        f"model {str(name_or_path)!r}: neither a directory, nor a hub id (owner/name), nor 'embedded'"
-    )
+    if name and isinstance(name_or_path, str | Path):  # an empty path would be the current directory
+        path = Path(name).expanduser()
+        if path.is_dir():
+            return path
+        if not path.exists() and _HUB_ID.fullmatch(name):
+            return _download(name)
+    raise CheckpointError(f"model {name!r}: neither a directory, nor a hub id (owner/name), nor 'embedded'")
 
 
 def _download(hub_id: str) -> Path:

@@ -51,7 +51,7 @@ def load_params(directory: Path, model: Qwen3VL, dtype: DTypeLike, progress: Pro
     params, done = {}, 0
     for name, value in _tensors({n: f for n, f in files.items() if n in names}):
         path = names[name]
-        params[path] = jnp.asarray(_to_param(path, value).astype(dtype))
+        params[path] = jax.device_put(_to_param(path, value).astype(dtype, order="C"))
         done += params[path].nbytes
         if progress is not None:
             progress(done, total)
@@ -100,7 +100,8 @@ def _files(directory: Path) -> list[Path]:
 
 def _open(file: Path) -> Any:
     try:
-        return safe_open(file, framework="flax")
+        # numpy's, with ml_dtypes for bfloat16: flax's puts each tensor on the accelerator first.
+        return safe_open(file, framework="numpy")
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{file}: not a safetensors file ({error})") from None
 
@@ -114,7 +115,7 @@ def _tensors(files: Mapping[str, Path]) -> Iterator[tuple[str, np.ndarray]]:
     for file in dict.fromkeys(files.values()):
         with _open(file) as f:
             for name in (n for n, where in files.items() if where == file):
-                yield name, np.asarray(f.get_tensor(name))
+                yield name, f.get_tensor(name)
 
 
 def _compare(

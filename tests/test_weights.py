@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from models import CheckpointError, load_model
+from models import CheckpointError, SettingsError, load_model
 from models.config import Qwen3VLConfig
 from models.weights import save_checkpoint
 from tests.tiny import VARIANTS, tiny_config
@@ -119,6 +119,15 @@ def test_logits_of_a_bfloat16_model_are_not_rounded_to_bfloat16(tiny_directory, 
     np.testing.assert_allclose(logits, exact, atol=1e-5)
 
 
+def test_a_checkpoint_stored_in_bfloat16(tiny, tiny_directory, tmp_path):
+    model, params, _ = tiny()
+    directory = shutil.copytree(tiny_directory(), tmp_path / "copy")
+    save_checkpoint(directory, model.config, params, jnp.bfloat16)
+    loaded = load_model(directory, dtype="float32").params
+    rounded = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16).astype(jnp.float32), params)
+    jax.tree.map(np.testing.assert_array_equal, loaded, rounded)
+
+
 def test_the_default_dtype_is_the_fast_one(tiny_directory):
     fast = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
     assert load_model(tiny_directory()).model.dtype == fast
@@ -133,6 +142,14 @@ def test_saved_weights_are_loaded_again(tiny, tiny_directory, tmp_path):
     on_disk = load_file(directory / "model.safetensors")
     original = load_file(tiny_directory("untied") / "model.safetensors")
     assert {n: t.shape for n, t in on_disk.items()} == {n: t.shape for n, t in original.items()}
+
+
+def test_a_name_or_dtype_of_the_wrong_kind_is_one_line(tiny_directory):
+    for name in (None, "", 5, ["embedded"]):
+        with pytest.raises(CheckpointError, match="neither a directory, nor a hub id"):
+            load_model(name)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(SettingsError, match="dtype: 'int8'; allowed: float32, bfloat16, float16"):
+        load_model(tiny_directory(), dtype="int8")
 
 
 def test_what_is_no_checkpoint(tmp_path, copy):
