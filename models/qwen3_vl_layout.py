@@ -94,27 +94,33 @@ def prompt_positions(
     grids = [tuple(g) for g in np.asarray(grid_thw).reshape(-1, 3).tolist()]
     merge, taken = config.vision.spatial_merge_size, 0
     for row, length in enumerate(lengths):
-        at = place = 0
-        while at < length:
-            if tokens[row, at] != config.image_token_id:
-                positions[:, row, at] = place
-                at, place = at + 1, place + 1
-                continue
-            if taken == len(grids):
-                raise InputError(
-                    f"prompt_tokens: more runs of picture tokens than the {len(grids)} pictures of grid_thw"
-                )
-            t, h, w = grids[taken][0], grids[taken][1] // merge, grids[taken][2] // merge
-            end = at + t * h * w
-            if end > length or (tokens[row, at:end] != config.image_token_id).any():
-                raise InputError(
-                    f"prompt_tokens: picture {taken} of grid_thw needs {t * h * w} picture tokens in a row"
-                )
-            positions[:, row, at:end] = np.indices((t, h, w)).reshape(3, -1) + place
-            at, place, taken = end, place + max(h, w), taken + 1
+        at = place = 0  # where the next token is, and where it stands
+        for start, end in _runs(tokens[row, :length] == config.image_token_id):
+            positions[:, row, at:start] = np.arange(place, place + start - at)
+            at, place = start, place + start - at
+            while at < end:  # a run may hold several pictures
+                if taken == len(grids):
+                    raise InputError(
+                        "prompt_tokens: more runs of picture tokens than"
+                        f" the {len(grids)} pictures of grid_thw"
+                    )
+                t, h, w = grids[taken][0], grids[taken][1] // merge, grids[taken][2] // merge
+                size = t * h * w
+                if not 0 < size <= end - at:
+                    raise InputError(
+                        f"prompt_tokens: picture {taken} of grid_thw needs {size} picture tokens in a row"
+                    )
+                positions[:, row, at : at + size] = np.indices((t, h, w)).reshape(3, -1) + place
+                at, place, taken = at + size, place + max(h, w), taken + 1
+        positions[:, row, at:length] = np.arange(place, place + length - at)
         deltas[row] = positions[:, row, :length].max(initial=-1) + 1 - length
     if taken != len(grids):
         raise InputError(
             f"prompt_tokens: {taken} runs of picture tokens for the {len(grids)} pictures of grid_thw"
         )
     return positions, deltas
+
+
+def _runs(flags: np.ndarray) -> np.ndarray:
+    """First and last + 1 of each run of True: `[runs, 2]`."""
+    return np.flatnonzero(np.diff(flags.astype(np.int8), prepend=0, append=0)).reshape(-1, 2)

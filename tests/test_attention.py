@@ -99,10 +99,26 @@ def test_text_goes_on_behind_the_larger_side_of_a_picture(config):
     assert delta.tolist() == [-3]
 
 
+def test_pictures_side_by_side_share_a_run_and_rows_take_pictures_in_order(config):
+    tokens = np.array([[1, *[IMAGE_PAD_ID] * 6, 3], [*[IMAGE_PAD_ID] * 2, 4, 5, 0, 0, 0, 0]], np.int32)
+    grids = np.array([[1, 4, 4], [1, 4, 2], [1, 2, 4]])
+    positions, delta = prompt_positions(config, tokens, grids, np.array([8, 4]))
+    assert positions[:, 0].T.tolist() == [
+        [0, 0, 0],
+        *([1, 1, 1], [1, 1, 2], [1, 2, 1], [1, 2, 2]),
+        *([3, 3, 3], [3, 4, 3]),
+        [5, 5, 5],
+    ]
+    assert positions[:, 1, :4].T.tolist() == [[0, 0, 0], [0, 0, 1], [2, 2, 2], [3, 3, 3]]
+    assert not positions[:, 1, 4:].any()
+    assert delta.tolist() == [-2, 0]
+
+
 WRONG_RUNS = {
     "too few pictures": ([IMAGE_PAD_ID] * 4, []),
     "too many pictures": ([1, 2], [[1, 4, 4]]),
     "a run too short": ([*[IMAGE_PAD_ID] * 3, 1], [[1, 4, 4]]),
+    "a picture without tokens": ([IMAGE_PAD_ID], [[-1, 2, 2]]),
     "a run too long": ([IMAGE_PAD_ID] * 5, [[1, 4, 4]]),
 }
 
