@@ -52,7 +52,8 @@ def sampling_config(settings: SamplingSettings, loaded: "LoadedModel", longest: 
     from sample import SamplingConfig  # noqa: PLC0415
 
     ends = {"eos_id": loaded.processor.eos_ids, "pad_id": loaded.processor.pad_id}
-    chosen = {name: value for name, value in vars(settings).items() if value is not None}
+    # The seed makes the caller's key, from which each row draws its own: in here, all rows would draw alike.
+    chosen = {name: value for name, value in vars(settings).items() if value is not None and name != "seed"}
     try:
         config = SamplingConfig.from_generation(
             loaded.processor.generation, **{**ends, **chosen, "logprobs": settings.logprobs.value}
@@ -60,7 +61,7 @@ def sampling_config(settings: SamplingSettings, loaded: "LoadedModel", longest: 
     except SettingsError as error:
         raise SettingsError(f"sampling.{error}") from None
     room = loaded.model.context_length - longest
-    if settings.max_new_tokens is None and 0 < room < config.max_new_tokens:
+    if settings.max_new_tokens is None and room < config.max_new_tokens:
         config = dataclasses.replace(config, max_new_tokens=room)
     return config
 

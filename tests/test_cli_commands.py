@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.commands import environment, run, start
+from tests.commands import ROOT, environment, run, start
 from tests.tiny import tiny_checkpoint
 
 LONG = ["output=jsonl", "sampling.eos_id=[]", "sampling.max_new_tokens=150"]
@@ -99,6 +99,22 @@ def test_a_directory_is_one_batch_and_each_row_is_what_streaming_gives(place, en
     assert summary["finish_reasons"] == [row["finish_reason"] for row in rows]
 
 
+def test_rows_draw_each_their_own_and_a_single_row_is_the_stream(place, env):
+    settings = ["sampling.temperature=1.5", "sampling.max_new_tokens=12", "sampling.top_logprobs=2"]
+    settings += ["sampling.eos_id=[]", "output=jsonl"]
+    prompts = ["inference.prompts=[hello,hello,hello]", "inference.prompt=hello", "inference.prompt=hello"]
+    answers = []
+    for script, asked in zip(["run.py", "run.py", "run_streaming.py"], prompts, strict=True):
+        status, out, notes = finished(place, env, script, asked, *settings)
+        assert status == 0, notes
+        answers.append([json.loads(line) for line in out.splitlines()[:-1]])
+    batch, [alone], stream = answers
+    assert len({tuple(row["token_ids"]) for row in batch}) == 3
+    assert batch[0]["token_ids"] == alone["token_ids"] == [token["token_id"] for token in stream]
+    assert alone["top_logprobs"] == [token["top_logprobs"] for token in stream]
+    assert alone["logprobs"] == [token["logprob"] for token in stream]
+
+
 def test_jsonl_has_an_object_per_token_and_the_statistics_at_the_end(place, env):
     status, out, notes = finished(
         place,
@@ -148,6 +164,33 @@ def test_ctrl_c_ends_a_stream_with_its_statistics(place, env):
     assert summary["finish_reason"] == "cancelled"
     assert summary["new_tokens"] == len(tokens) < 150
     assert f"finish: cancelled | prompt: {summary['prompt_tokens']} tokens" in notes.decode()
+
+
+def test_ctrl_c_ends_a_batch_with_what_it_has(place, env):
+    interrupted = f"""
+import os, runpy, signal, sys, threading
+sys.path.insert(0, {str(ROOT)!r})
+import sample.batch
+from cli.interrupts import Interrupts
+noticed, answer, steps = threading.Event(), Interrupts._interrupt, sample.batch.decode_steps
+def answering(interrupts):
+    answer(interrupts)
+    noticed.set()
+def interrupting(*arguments, **options):
+    made = steps(*arguments, **options)
+    os.kill(os.getpid(), signal.SIGINT)
+    assert noticed.wait(60)
+    return made
+Interrupts._interrupt, sample.batch.decode_steps = answering, interrupting
+runpy.run_path("{ROOT / "run.py"}", run_name="__main__")
+"""
+    status, out, notes = finished(place, env, interrupted, "inference.prompts=[a,b]", *LONG)
+    assert status == 130, notes
+    *rows, summary = map(json.loads, out.splitlines())
+    assert [len(row["token_ids"]) for row in rows] == [65, 65]
+    assert all(row["text"] for row in rows)
+    assert summary["finish_reasons"] == ["cancelled", "cancelled"]
+    assert "finish: 2 cancelled | " in notes.splitlines()[-1]
 
 
 @pytest.mark.parametrize("script", ["run.py", "run_streaming.py"])
@@ -241,4 +284,7 @@ runpy.run_path("{Path(__file__).parents[1] / "run_streaming.py"}", run_name="__m
 """
     status, out, notes = run(code, "sampling.top_k=x", cwd=place / "cwd", env=env)
     assert (status, out) == (2, "")
-    assert notes == "error: sampling.top_k: got 'x'; allowed: an integer >= 0 (0: off) or null\n"
+    assert (
+        notes
+        == "error: sampling.top_k: got 'x'; allowed: an integer >= 0 and <= 2147483647 (0: off) or null\n"
+    )
