@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cli.typed import UsageError, check_unicode, parse_list, shorten
-from conf.schema import GROUP_OPTIONS, Range, Settings, register
+from conf.schema import GROUP_OPTIONS, TOKEN_IDS, Range, Settings, register
 
 
 def fields_by_key(schema: type = Settings, prefix: str = "") -> dict[str, Field]:
@@ -110,7 +110,8 @@ def _check_range(key: str, given: str, settings: Settings, entry: Field) -> None
     if limits is None or value is None:
         return
     numbers = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
-    if not all(number in limits for number in numbers):
+    ids_fit = not isinstance(value, dict) or all(token in TOKEN_IDS for token in value)
+    if not ids_fit or not all(number in limits for number in numbers):
         raise UsageError(f"{key}: got {shorten(given)}; allowed: {entry.metadata['allowed']}")
 
 

@@ -14,24 +14,30 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Range:
-    """The numbers from `low` to `high`, both inside, or without `low` where `above` is set."""
+    """The numbers from `low` to `high`, both inside.
+
+    `above` leaves `low` out; `or_zero` lets 0 in, too.
+    """
 
     low: float = -math.inf
     high: float = math.inf
     above: bool = False
+    or_zero: bool = False
 
     def __contains__(self, number: float) -> bool:
-        return (
-            math.isfinite(number)
-            and self.low <= number <= self.high
-            and not (self.above and number == self.low)
-        )
+        if self.or_zero and number == 0:
+            return True
+        inside = math.isfinite(number) and self.low <= number <= self.high
+        return inside and not (self.above and number == self.low)
 
     def __str__(self) -> str:
         bounds = [] if self.low == -math.inf else [f"{'>' if self.above else '>='} {self.low:.10g}"]
         if self.high != math.inf:
             bounds.append(f"<= {self.high:.10g}")
-        return " and ".join(bounds)
+        return ("0 or " if self.or_zero else "") + " and ".join(bounds)
+
+
+TOKEN_IDS = Range(0, 2**31 - 1)
 
 
 def _field(default: Any, **metadata: Any) -> Any:
@@ -57,6 +63,7 @@ def number(default: Any, meaning: str, kind: str, limits: Range, note: str = "")
 class Dtype(Enum):
     float32 = "float32"
     bfloat16 = "bfloat16"
+    float16 = "float16"
 
 
 class Logprobs(Enum):
@@ -77,7 +84,7 @@ class ModelSettings:
         "'embedded' (ships with Saccade), a directory in Hugging Face format, or a hub id",
     )
     dtype: Dtype | None = setting(
-        None, "type of weights and computation", "float32, bfloat16, or null: what suits the device"
+        None, "type of weights and computation", "float32, bfloat16, float16, or null: what suits the device"
     )
 
 
@@ -86,9 +93,11 @@ class SamplingSettings:
     """null: what the checkpoint's generation_config.json says, else `sample.SamplingConfig`'s own default."""
 
     temperature: float | None = number(
-        None, "spread of the distribution", "a number", Range(0, 1e6), "(0: greedy)"
+        None, "spread of the distribution", "a number", Range(1e-6, 1e6, or_zero=True), "(0: greedy)"
     )
-    top_k: int | None = number(None, "keep the k likeliest tokens", "an integer", Range(0), "(0: off)")
+    top_k: int | None = number(
+        None, "keep the k likeliest tokens", "an integer", Range(0, 2**31 - 1), "(0: off)"
+    )
     top_p: float | None = number(
         None,
         "keep the likeliest tokens that together reach this probability",
@@ -112,13 +121,18 @@ class SamplingSettings:
         "(0: off)",
     )
     logit_bias: dict[int, float] = number(
-        {}, "added to the logits of single tokens", "{token_id:bias,...}, each bias", Range(-100, 100)
+        {},
+        "added to the logits of single tokens",
+        f"{{token_id:bias,...}}, each id {TOKEN_IDS}, each bias",
+        Range(-100, 100),
     )
-    max_new_tokens: int | None = number(None, "the longest answer, in tokens", "an integer", Range(1))
+    max_new_tokens: int | None = number(
+        None, "the longest answer, in tokens", "an integer", Range(1, 2**31 - 1)
+    )
     eos_id: list[int] | None = number(
-        None, "tokens that end the answer", "a list [id,...] of integers", Range(0)
+        None, "tokens that end the answer", "a list [id,...] of integers", TOKEN_IDS
     )
-    pad_id: int | None = number(None, "stands after the end of a shorter row", "an integer", Range(0))
+    pad_id: int | None = number(None, "stands after the end of a shorter row", "an integer", TOKEN_IDS)
     stop: list[str] = typed(
         [], "texts that end the answer and are not shown", "one text, a list [a,b], or null"
     )

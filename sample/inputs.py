@@ -131,10 +131,10 @@ def _expand(ids: list[int], counts: list[int], image_pad_id: int) -> Int32[np.nd
 
 
 def _check_length(tokens: int, picture_tokens: int, context: int) -> None:
-    if tokens > context:
+    if tokens >= context:
         raise InputError(
             f"the prompt has {tokens} tokens, {picture_tokens} of them for pictures;"
-            f" allowed: up to {context}, the model's context"
+            f" allowed: up to {context - 1}, one less than {context}, the model's context"
         )
 
 

@@ -54,6 +54,7 @@ WRONG = [
     ),
     ("unknown architecture", "run.py", ["model.name={}/unknown"], ["'bert'", "qwen3_vl"]),
     ("no checkpoint", "run.py", ["model.name={}/none"], ["none", "hub id"]),
+    ("no name", "run.py", ["model.name="], ["model ''", "hub id"]),
     (
         "hub id, no network",
         "run_streaming.py",

@@ -251,13 +251,13 @@ def one_line(kind, processor, *arguments, **options) -> str:
     return message
 
 
-def test_a_prompt_may_fill_the_context_and_not_pass_it(processor):
+def test_a_prompt_may_fill_the_context_but_for_one_new_token(processor):
     assert MODEL.context_length == 1024
     overhead = prepare(processor).prompt_tokens.size
-    digits = "7" * (1024 - overhead)  # a digit is a token
-    assert prepare(processor, prompt=digits).prompt_tokens.size == 1024
+    digits = "7" * (1023 - overhead)  # a digit is a token
+    assert prepare(processor, prompt=digits).prompt_tokens.size == 1023
     message = one_line(InputError, processor, prompt=digits + "7")
-    assert message.startswith("the prompt has 1025 tokens, 0 of them for pictures; allowed: up to 1024")
+    assert message.startswith("the prompt has 1024 tokens, 0 of them for pictures; allowed: up to 1023")
 
 
 def test_pictures_count_towards_the_context(processor, encoded):
