@@ -99,6 +99,7 @@ def test_a_directory_is_one_batch_and_each_row_is_what_streaming_gives(place, en
     assert summary["finish_reasons"] == [row["finish_reason"] for row in rows]
 
 
+@pytest.mark.slow
 def test_rows_draw_each_their_own_and_a_single_row_is_the_stream(place, env):
     settings = ["sampling.temperature=1.5", "sampling.max_new_tokens=12", "sampling.top_logprobs=2"]
     settings += ["sampling.eos_id=[]", "output=jsonl"]

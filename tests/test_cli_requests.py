@@ -3,6 +3,8 @@
 import json
 
 import numpy as np
+from pathlib import Path
+
 import pytest
 
 from cli.answers import batch_summary, rows_of
@@ -46,12 +48,12 @@ def test_a_file_has_a_prompt_on_each_line(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"\n \n", b"\xff\n", None])
-def test_a_file_without_prompts_is_refused(tmp_path, content):
-    file = tmp_path / "prompts"
+def test_a_file_without_prompts_is_refused(tmp_path, monkeypatch, content):
+    monkeypatch.chdir(tmp_path)  # the message shortens a long path
     if content is not None:
-        file.write_bytes(content)
+        Path("prompts").write_bytes(content)
     with pytest.raises(UsageError, match=r"^inference\.prompts_file: .*prompts'"):
-        batch_requests(InferenceSettings(prompts_file=str(file)))
+        batch_requests(InferenceSettings(prompts_file="prompts"))
 
 
 def test_two_sources_of_prompts_are_refused():

@@ -53,9 +53,7 @@ def test_a_second_call_compiles_nothing(tiny):
     with compilations() as again:
         run_both(tiny, 1, "What?", (64, 64), max_new_tokens=30, temperature=0)
         run_both(tiny, 2, "Hm.", (64, 64), max_new_tokens=9, top_k=3, top_p=0.5, min_p=0.1)
-        run_both(
-            tiny, 3, "Hm?", (66, 66), max_new_tokens=20, repetition_penalty=1.5, presence_penalty=1.0
-        )
+        run_both(tiny, 3, "Hm?", (66, 66), max_new_tokens=20, repetition_penalty=1.5, presence_penalty=1.0)
         run_both(
             tiny,
             4,

@@ -222,6 +222,7 @@ def test_top_logprobs_of_a_batch_are_those_of_the_stream(tiny):
         assert [value for _, value in ours] == pytest.approx([value for _, value in theirs], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_a_vocabulary_smaller_than_the_most_alternatives():
     config = tiny_config()
     config["text_config"]["vocab_size"] = 12
