@@ -1,10 +1,9 @@
 """Which pictures go with which prompt, and how a batch's answers are told apart."""
 
 import json
-
-import numpy as np
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cli.answers import batch_summary, rows_of
