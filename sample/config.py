@@ -74,17 +74,17 @@ class SamplingConfig:
 
     def __post_init__(self):
         for name, (low, high) in _INT_RANGES.items():
-            self._set(name, _integer(name, getattr(self, name), low, high))
+            self._set(name, integer(name, getattr(self, name), low, high))
         for name, (low, high) in _FLOAT_RANGES.items():
-            self._set(name, _number(name, getattr(self, name), low, high, zero=name == "temperature"))
+            self._set(name, number(name, getattr(self, name), low, high, zero=name == "temperature"))
         self._set("top_p", _top_p(self.top_p))
         self._set("logit_bias", _bias(self.logit_bias))
         self._set("eos_id", _ids("eos_id", self.eos_id))
         self._set("stop", _strings("stop", self.stop))
         if not isinstance(self.logprobs, str) or self.logprobs not in ("raw", "processed"):
-            raise _error("logprobs", self.logprobs, "raw or processed")
+            raise refusal("logprobs", self.logprobs, "raw or processed")
         if self.seed is not None:
-            self._set("seed", _integer("seed", self.seed, 0, 2**32 - 1))
+            self._set("seed", integer("seed", self.seed, 0, 2**32 - 1))
 
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)  # the class is frozen: values are normalised once, here
@@ -117,7 +117,7 @@ class SamplingConfig:
         return cls(**{name: value for name, value in values.items() if value is not None})
 
 
-def _error(name: str, value: object, allowed: str) -> SettingsError:
+def refusal(name: str, value: object, allowed: str) -> SettingsError:
     shown = repr(value).replace("\n", " ")
     return SettingsError(
         f"{name}: got {shown if len(shown) <= 80 else shown[:77] + '...'}; allowed: {allowed}"
@@ -128,9 +128,9 @@ def _is_integer(value: object) -> bool:
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
-def _integer(name: str, value: Any, low: int, high: int) -> int:
+def integer(name: str, value: Any, low: int, high: int) -> int:
     if not _is_integer(value) or not low <= value <= high:
-        raise _error(name, value, f"an integer from {low} to {high}")
+        raise refusal(name, value, f"an integer from {low} to {high}")
     return int(value)
 
 
@@ -138,15 +138,15 @@ def _is_number(value: object) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool) and not math.isnan(value)
 
 
-def _number(name: str, value: Any, low: float, high: float, zero: bool = False) -> float:
+def number(name: str, value: Any, low: float, high: float, zero: bool = False) -> float:
     if not _is_number(value) or not (low <= value <= high or (zero and value == 0)):
-        raise _error(name, value, f"{'0 (greedy) or ' if zero else ''}a number from {low:g} to {high:g}")
+        raise refusal(name, value, f"{'0 (greedy) or ' if zero else ''}a number from {low:g} to {high:g}")
     return float(value)
 
 
 def _top_p(value: Any) -> float:
     if not _is_number(value) or not 0 < value <= 1:
-        raise _error("top_p", value, "a number above 0, at most 1")
+        raise refusal("top_p", value, "a number above 0, at most 1")
     return float(value)
 
 
@@ -159,18 +159,18 @@ def _is_sequence(value: object) -> bool:
 def _ids(name: str, value: Any) -> tuple[int, ...]:
     ids = (value,) if _is_integer(value) else value
     if not _is_sequence(ids) or isinstance(ids, str):
-        raise _error(name, value, "a token id or a sequence of token ids")
-    return tuple(_integer(name, token, 0, 2**31 - 1) for token in ids)
+        raise refusal(name, value, "a token id or a sequence of token ids")
+    return tuple(integer(name, token, 0, 2**31 - 1) for token in ids)
 
 
 def _strings(name: str, value: Any) -> tuple[str, ...]:
     strings = (value,) if isinstance(value, str) else value
     allowed = "a non-empty string or a sequence of them"
     if not _is_sequence(strings):
-        raise _error(name, value, allowed)
+        raise refusal(name, value, allowed)
     strings = tuple(strings)
     if not all(isinstance(string, str) and string for string in strings):
-        raise _error(name, value, allowed)
+        raise refusal(name, value, allowed)
     return strings
 
 
@@ -179,9 +179,9 @@ def _bias(value: Any) -> tuple[tuple[int, float], ...]:
     try:
         pairs = dict(value).items()
     except (TypeError, ValueError):
-        raise _error("logit_bias", value, allowed) from None
+        raise refusal("logit_bias", value, allowed) from None
     for token, bias in pairs:
         if not _is_integer(token) or not 0 <= token < 2**31:
-            raise _error("logit_bias", token, f"{allowed} (this key is no token id)")
-        _number(f"logit_bias[{token}]", bias, *_BIAS_RANGE)
+            raise refusal("logit_bias", token, f"{allowed} (this key is no token id)")
+        number(f"logit_bias[{token}]", bias, *_BIAS_RANGE)
     return tuple(sorted((int(token), float(bias)) for token, bias in pairs))

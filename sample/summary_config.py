@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, no_type_check
 
-from sample.config import _error, _integer, _number
+from sample.config import integer, number, refusal
 
 Summarizer = Callable[[str, int], str | Iterable[str]]
 """From a text and a budget in tokens to a shorter text, whole or in pieces.
@@ -36,10 +36,10 @@ class SummaryConfig:
 
     def __post_init__(self):
         if self.summarizer is not None and not callable(self.summarizer):
-            raise _error("summary.summarizer", self.summarizer, "a callable (text, budget) -> text, or None")
-        self._set("sink_ratio", _number("summary.sink_ratio", self.sink_ratio, 0.01, 0.99))
-        self._set("max_tokens", _integer("summary.max_tokens", self.max_tokens, 1, 2**31 - 1))
-        self._set("timeout", _number("summary.timeout", self.timeout, 0.001, 1e6))
+            raise refusal("summary.summarizer", self.summarizer, "a callable (text, budget) -> text, or None")
+        self._set("sink_ratio", number("summary.sink_ratio", self.sink_ratio, 0.01, 0.99))
+        self._set("max_tokens", integer("summary.max_tokens", self.max_tokens, 1, 2**31 - 1))
+        self._set("timeout", number("summary.timeout", self.timeout, 0.001, 1e6))
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)  # the class is frozen: values are normalised once, here
