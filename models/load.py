@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from models.config import Qwen3VLConfig
 from models.errors import CheckpointError, SettingsError
 from models.json_file import read_json
+from models.model import Model
 from models.processor import Processor
 from models.qwen3_vl import Qwen3VL
 from models.weights import Progress, load_params
@@ -24,7 +25,7 @@ _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt"]
 class LoadedModel(NamedTuple):
     """`model` is static and hashable, `params` a pytree, `processor` has the tokenizer and the defaults."""
 
-    model: Qwen3VL
+    model: Model
     params: Any
     processor: Processor
 

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from models.config import Qwen3VLConfig
 from models.errors import CheckpointError
 from models.json_file import read_json
-from models.qwen3_vl import Qwen3VL
+from models.model import Model
 
 Progress = Callable[[int, int], None]
 _NUMBERED = re.compile(r"(layers|blocks|deepstack_merger_list)_(\d+)")
@@ -31,7 +31,7 @@ def checkpoint_name(path: tuple[str, ...]) -> str:
     return ".".join([*prefix, *parts, _LEAVES[path[-1]]])
 
 
-def load_params(directory: Path, model: Qwen3VL, dtype: DTypeLike, progress: Progress | None = None) -> Any:
+def load_params(directory: Path, model: Model, dtype: DTypeLike, progress: Progress | None = None) -> Any:
     """Read `model`'s parameters, each straight to `dtype` on the device.
 
     One tensor at a time is in host memory beyond the file's own pages.
@@ -119,7 +119,7 @@ def _tensors(files: Mapping[str, Path]) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def _compare(
-    directory: Path, model: Qwen3VL, shapes: Mapping, names: Mapping, files: Mapping[str, Path]
+    directory: Path, model: Model, shapes: Mapping, names: Mapping, files: Mapping[str, Path]
 ) -> None:
     surplus = sorted(files.keys() - names.keys())
     if model.config.tie_word_embeddings and _HEAD in surplus and _is_tied_copy(files):

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from models.qwen3_vl import Qwen3VL
+from models.model import Model
 from sample.config import SamplingConfig
 from sample.inputs import VLMInputs
 from sample.request import make_request
@@ -43,7 +43,7 @@ class SampleResult:
 
 
 def sample(
-    model: Qwen3VL,
+    model: Model,
     params: Any,
     inputs: VLMInputs | Array | np.ndarray,
     cfg: SamplingConfig | Sequence[SamplingConfig],

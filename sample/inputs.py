@@ -8,10 +8,11 @@ import numpy as np
 from jaxtyping import Array, Int32
 from PIL import Image
 
+from models.decoder import VisionEmbeddings
 from models.errors import CheckpointError, InputError
 from models.images import picture_grid, preprocess
+from models.model import Model
 from models.processor import Processor
-from models.qwen3_vl import Qwen3VL, VisionEmbeddings
 from models.vision import encode_vision
 from sample.chat import encode_chat
 from sample.pictures import MAX_IMAGE_PIXELS, Picture, open_picture, picture_name
@@ -38,7 +39,7 @@ class VLMInputs:
 
 
 def prepare_inputs(
-    model: Qwen3VL,
+    model: Model,
     params: Any,
     processor: Processor,
     images: Sequence[Picture] | Sequence[Sequence[Picture]] = (),

@@ -9,8 +9,9 @@ import numpy as np
 from jaxtyping import Array, UInt32
 
 from models.buckets import bucket
+from models.decoder import VisionEmbeddings
 from models.errors import InputError, SettingsError
-from models.qwen3_vl import Qwen3VL, VisionEmbeddings
+from models.model import Model
 from sample.config import SamplingConfig
 from sample.inputs import VLMInputs
 from sample.logits import SamplingParams, sampling_params
@@ -36,7 +37,7 @@ class Request(NamedTuple):
 
 
 def make_request(
-    model: Qwen3VL,
+    model: Model,
     inputs: VLMInputs | Array | np.ndarray,
     configs: SamplingConfig | Sequence[SamplingConfig],
     rng: Array,
@@ -102,7 +103,7 @@ def _array(name: str, value: Any) -> np.ndarray:
         raise InputError(f"{name}: no array; allowed: an array, or lists of one length") from None
 
 
-def _rows(model: Qwen3VL, inputs: VLMInputs) -> list[np.ndarray]:
+def _rows(model: Model, inputs: VLMInputs) -> list[np.ndarray]:
     tokens = _array("prompt_tokens", inputs.prompt_tokens)
     if tokens.ndim != 2 or tokens.size == 0 or not np.issubdtype(tokens.dtype, np.integer):
         raise InputError(
@@ -135,7 +136,7 @@ def _grid(inputs: VLMInputs) -> np.ndarray:
     return grid
 
 
-def _check_vision(model: Qwen3VL, vision: Any, image_tokens: int) -> None:
+def _check_vision(model: Model, vision: Any, image_tokens: int) -> None:
     if vision is None:
         return
     if not isinstance(vision, VisionEmbeddings):
@@ -148,7 +149,7 @@ def _check_vision(model: Qwen3VL, vision: Any, image_tokens: int) -> None:
         )
 
 
-def _check_room(model: Qwen3VL, rows: list[np.ndarray], configs: list[SamplingConfig]) -> None:
+def _check_room(model: Model, rows: list[np.ndarray], configs: list[SamplingConfig]) -> None:
     for i, (row, config) in enumerate(zip(rows, configs, strict=True)):
         needed = len(row) + config.max_new_tokens
         if needed > model.context_length:
@@ -158,7 +159,7 @@ def _check_room(model: Qwen3VL, rows: list[np.ndarray], configs: list[SamplingCo
             )
 
 
-def _prompt(model: Qwen3VL, grid_thw: np.ndarray, rows: list[np.ndarray], padding: int, width: int) -> Prompt:
+def _prompt(model: Model, grid_thw: np.ndarray, rows: list[np.ndarray], padding: int, width: int) -> Prompt:
     rows = rows + [np.zeros(1, np.int32)] * padding
     tokens = np.zeros((len(rows), width), np.int32)
     for row, ids in zip(tokens, rows, strict=True):

@@ -12,7 +12,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from models.cache import KVCache
-from models.qwen3_vl import Qwen3VL, VisionEmbeddings
+from models.decoder import VisionEmbeddings
+from models.model import Model
 from sample.logits import LogProbabilities, SamplingParams, draw, log_probabilities, process_logits
 
 RUNNING, STOPPED, OUT_OF_LENGTH = 0, 1, 2  # how a row stands
@@ -53,7 +54,7 @@ class StepOutput(NamedTuple):
 
 @partial(jax.jit, static_argnames=("model", "slots", "top"))
 def prefill(
-    model: Qwen3VL,
+    model: Model,
     params: Any,
     prompt: Prompt,
     vision: VisionEmbeddings | None,
@@ -98,7 +99,7 @@ def prefill(
 
 
 def _step(
-    model: Qwen3VL, params: Any, state: DecodeState, sampling: SamplingParams, top: int
+    model: Model, params: Any, state: DecodeState, sampling: SamplingParams, top: int
 ) -> tuple[DecodeState, Int[Array, "B packed"]]:
     B = state.token.shape[0]
     positions = jnp.broadcast_to((state.length + state.delta)[:, None], (model.position_axes, B, 1))
@@ -110,7 +111,7 @@ def _step(
 
 @partial(jax.jit, static_argnames=("model", "top"), donate_argnames="state")
 def decode_step(
-    model: Qwen3VL, params: Any, state: DecodeState, sampling: SamplingParams, *, top: int
+    model: Model, params: Any, state: DecodeState, sampling: SamplingParams, *, top: int
 ) -> tuple[DecodeState, Int[Array, "B packed"]]:
     """Feed each running row's last token and draw the next. Rows that have ended stay as they are."""
     return _step(model, params, state, sampling, top)
@@ -118,7 +119,7 @@ def decode_step(
 
 @partial(jax.jit, static_argnames=("model", "steps", "top"), donate_argnames="state")
 def decode_steps(
-    model: Qwen3VL,
+    model: Model,
     params: Any,
     state: DecodeState,
     sampling: SamplingParams,
@@ -151,7 +152,7 @@ def decode_steps(
 
 
 def _draw_next(
-    model: Qwen3VL,
+    model: Model,
     params: Any,
     state: DecodeState,
     hidden: Float[Array, "B D"],

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array
 
 from models.errors import InputError
-from models.qwen3_vl import Qwen3VL
+from models.model import Model
 from sample.config import SamplingConfig
 from sample.inputs import VLMInputs
 from sample.request import Request, make_request
@@ -29,7 +29,7 @@ class Token(NamedTuple):
 
 
 def sample_streaming(
-    model: Qwen3VL,
+    model: Model,
     params: Any,
     inputs: VLMInputs | Array | np.ndarray,
     cfg: SamplingConfig | Sequence[SamplingConfig],
@@ -70,7 +70,7 @@ class TokenStream(Iterator[Token]):
     ended the stream between two tokens.
     """
 
-    def __init__(self, model: Qwen3VL, params: Any, request: Request, tokenizer: Any) -> None:
+    def __init__(self, model: Model, params: Any, request: Request, tokenizer: Any) -> None:
         self.finish_reason: FinishReason | None = None
         self.stats = StreamStats(request.lengths[0], request.image_tokens)
         self.top_logprobs: Alternatives = []

@@ -1,0 +1,120 @@
+"""The text decoder that the families share: grouped queries, rotary positions, gated MLPs.
+
+Source: transformers 5.23, `modeling_llama.py` and `modeling_qwen3_vl.py`; DeepStack (arXiv:2406.04334).
+"""
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from models.attention import causal_attention
+from models.blocks import Embedding, GatedMLP, Linear, RMSNorm
+from models.cache import KVCache, write_keys, write_values
+from models.config_parts import DecoderConfig
+from models.rope import rotate
+
+
+class VisionEmbeddings(NamedTuple):
+    """What the decoder sees of the pictures: M tokens in picture order, then padding that nothing reads.
+
+    `deepstack[i]` is added to the hidden states behind decoder layer i; most families have none of it.
+    """
+
+    embeddings: Float[Array, "M D"]
+    deepstack: Float[Array, "L M D"]
+
+
+class SelfAttention(nn.Module):
+    config: DecoderConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        angles: Float[Array, "B T half"],
+        start: Int[Array, "B"],
+        buffers: tuple[Array, Array] | None,
+        filled: int | None,
+    ) -> tuple[Float[Array, "B T D"], tuple[Array, Array]]:
+        c = self.config
+
+        def heads(name: str, count: int) -> Float[Array, "B T H head"]:
+            return Linear(count * c.head_dim, c.attention_bias, name=name)(x).reshape(
+                *x.shape[:2], count, c.head_dim
+            )
+
+        q, k = heads("q_proj", c.num_attention_heads), heads("k_proj", c.num_key_value_heads)
+        v = heads("v_proj", c.num_key_value_heads)
+        if c.qk_norm:
+            q, k = RMSNorm(c.rms_norm_eps, name="q_norm")(q), RMSNorm(c.rms_norm_eps, name="k_norm")(k)
+        q, k = rotate(q, angles), rotate(k, angles)
+        if buffers is None:
+            keys, values = k.transpose(0, 2, 3, 1), v.swapaxes(1, 2)
+        else:
+            keys, values = write_keys(buffers[0], k, start), write_values(buffers[1], v, start)
+        slots = start[:, None] + jnp.arange(x.shape[1])
+        mixed = causal_attention(q, keys, values, slots, filled).reshape(*x.shape[:2], -1)
+        return Linear(c.hidden_size, c.attention_bias, name="o_proj")(mixed), (keys, values)
+
+
+class DecoderLayer(nn.Module):
+    config: DecoderConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        angles: Float[Array, "B T half"],
+        start: Int[Array, "B"],
+        buffers: tuple[Array, Array] | None,
+        filled: int | None,
+    ) -> tuple[Float[Array, "B T D"], tuple[Array, Array]]:
+        c = self.config
+        normed = RMSNorm(c.rms_norm_eps, name="input_layernorm")(x)
+        mixed, buffers = SelfAttention(c, name="self_attn")(normed, angles, start, buffers, filled)
+        x = x + mixed
+        normed = RMSNorm(c.rms_norm_eps, name="post_attention_layernorm")(x)
+        return x + GatedMLP(c.intermediate_size, name="mlp")(normed), buffers
+
+
+class Decoder(nn.Module):
+    config: DecoderConfig
+    dtype: Any
+
+    def setup(self) -> None:
+        c = self.config
+        self.embed_tokens = Embedding(c.vocab_size, c.hidden_size)
+        self.layers = [DecoderLayer(c) for _ in range(c.num_hidden_layers)]
+        self.norm = RMSNorm(c.rms_norm_eps)
+
+    def __call__(
+        self,
+        tokens: Int[Array, "B T"],
+        angles: Float[Array, "B T half"],
+        start: Int[Array, "B"],
+        cache: KVCache | None,
+        vision: tuple[Array, VisionEmbeddings] | None,
+        filled: int | None,
+    ) -> tuple[Float[Array, "B T D"], KVCache]:
+        x = self.embed_tokens(tokens).astype(self.dtype)
+        deepstack: tuple[Array, ...] = ()
+        if vision is not None:
+            seen, features = vision
+            at = jnp.clip(jnp.cumsum(seen.reshape(-1)) - 1, 0, features.embeddings.shape[0] - 1).reshape(
+                seen.shape
+            )
+            x = jnp.where(seen[..., None], features.embeddings[at].astype(x.dtype), x)
+            deepstack = tuple(
+                jnp.where(seen[..., None], d[at].astype(x.dtype), 0) for d in features.deepstack
+            )
+        keys, values = [], []
+        for i, layer in enumerate(self.layers):
+            buffers = None if cache is None else (cache.keys[i], cache.values[i])
+            x, (k, v) = layer(x, angles, start, buffers, filled)
+            keys.append(k)
+            values.append(v)
+            if i < len(deepstack):
+                x = x + deepstack[i]
+        return self.norm(x), KVCache(tuple(keys), tuple(values))
