@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, no_type_check
 
+import numpy as np
+
 from models.errors import SettingsError
 
 # Wide enough for any use, narrow enough that float32 logits stay finite after they are divided or multiplied.
@@ -23,6 +25,12 @@ _INT_RANGES = {
     "max_new_tokens": (1, 2**31 - 1),
     "pad_id": (0, 2**31 - 1),
     "top_logprobs": (0, 20),
+    "no_repeat_ngram_threshold": (1, 1000),
+    "no_repeat_ngram_window": (64, 65536),
+}
+_OFF_OR_RANGES = {
+    "no_repeat_ngram_size": (2, 32),
+    "max_pattern_repeats": (2, 1000),
 }
 _BIAS_RANGE = (-100.0, 100.0)
 _FROM_GENERATION = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "max_new_tokens")
@@ -33,7 +41,8 @@ _FROM_GENERATION = ("temperature", "top_k", "top_p", "min_p", "repetition_penalt
 class SamplingConfig:
     """How the tokens of one sequence are drawn and when it ends. Immutable and hashable.
 
-    Filters apply in transformers' order: penalties, logit bias, temperature, top-k, top-p, min-p.
+    Filters apply in transformers' order: penalties, logit bias, temperature, top-k, top-p, min-p. Before them
+    all, tokens that would repeat an n-gram once too often are removed; see `sample/loops.py`.
 
     Attributes:
         temperature: 0 is greedy (the filters then have no effect), else 1e-6 to 1e6.
@@ -51,6 +60,15 @@ class SamplingConfig:
         logprobs: of the "raw" logits (the model's own), or of the "processed" ones that are drawn from.
         top_logprobs: how many of the likeliest alternatives to report, at most 20.
         seed: this sequence's own, 0 to 2**32 - 1; None takes the caller's key.
+        no_repeat_ngram_size: n, 2 to 32: a token cannot be drawn if the n-gram that it would complete, prompt
+            included, was already there `no_repeat_ngram_threshold` times; 0 is off. Where no token is left,
+            the sequence ends with reason "repetition".
+        no_repeat_ngram_threshold: 1 is transformers' rule; with 2, the third occurrence is kept from coming.
+        no_repeat_ngram_window: the latest tokens, in which the occurrences are counted.
+        no_repeat_ngram_exempt: one id or several that are always left, as in tables. Kept as a tuple.
+        max_pattern_repeats: k, 2 to 1000: the sequence ends with reason "repetition" when its last generated
+            tokens are k times the same 1 to 64 tokens; 0 is off.
+        ignore_eos: the end tokens cannot be drawn.
 
     Raises:
         SettingsError: a value has the wrong type or is out of range.
@@ -71,20 +89,32 @@ class SamplingConfig:
     logprobs: Literal["raw", "processed"] = "raw"
     top_logprobs: int = 0
     seed: int | None = None
+    no_repeat_ngram_size: int = 0
+    no_repeat_ngram_threshold: int = 2
+    no_repeat_ngram_window: int = 4096
+    no_repeat_ngram_exempt: int | Sequence[int] = ()
+    max_pattern_repeats: int = 0
+    ignore_eos: bool = False
 
     def __post_init__(self):
         for name, (low, high) in _INT_RANGES.items():
             self._set(name, integer(name, getattr(self, name), low, high))
+        for name, (low, high) in _OFF_OR_RANGES.items():
+            self._set(name, _off_or_integer(name, getattr(self, name), low, high))
         for name, (low, high) in _FLOAT_RANGES.items():
             self._set(name, number(name, getattr(self, name), low, high, zero=name == "temperature"))
         self._set("top_p", _top_p(self.top_p))
         self._set("logit_bias", _bias(self.logit_bias))
         self._set("eos_id", _ids("eos_id", self.eos_id))
+        self._set("no_repeat_ngram_exempt", _ids("no_repeat_ngram_exempt", self.no_repeat_ngram_exempt))
         self._set("stop", _strings("stop", self.stop))
         if not isinstance(self.logprobs, str) or self.logprobs not in ("raw", "processed"):
             raise refusal("logprobs", self.logprobs, "raw or processed")
         if self.seed is not None:
             self._set("seed", integer("seed", self.seed, 0, 2**32 - 1))
+        if not isinstance(self.ignore_eos, bool | np.bool_):
+            raise refusal("ignore_eos", self.ignore_eos, "True or False")
+        self._set("ignore_eos", bool(self.ignore_eos))
 
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)  # the class is frozen: values are normalised once, here
@@ -131,6 +161,12 @@ def _is_integer(value: object) -> bool:
 def integer(name: str, value: Any, low: int, high: int) -> int:
     if not _is_integer(value) or not low <= value <= high:
         raise refusal(name, value, f"an integer from {low} to {high}")
+    return int(value)
+
+
+def _off_or_integer(name: str, value: Any, low: int, high: int) -> int:
+    if not _is_integer(value) or not (value == 0 or low <= value <= high):
+        raise refusal(name, value, f"0 (off) or an integer from {low} to {high}")
     return int(value)
 
 

@@ -27,6 +27,7 @@ def test_values_are_kept_in_one_form():
     assert config.logit_bias == ((2, -100.0), (9, 1.0))
     assert SamplingConfig(eos_id=[1, np.int32(2)], stop=["a", "b"]).eos_ids == (1, 2)
     assert SamplingConfig(eos_id={1}, stop={"a"}).eos_ids == (1,)
+    assert SamplingConfig(no_repeat_ngram_exempt=np.int32(4)).no_repeat_ngram_exempt == (4,)
 
 
 def test_is_frozen_hashable_and_replaceable():
@@ -87,6 +88,24 @@ def test_is_frozen_hashable_and_replaceable():
         ({"logprobs": "none"}, "logprobs: got 'none'; allowed: raw or processed"),
         ({"logprobs": ["raw"]}, "logprobs: got ['raw']"),
         ({"top_logprobs": 21}, "top_logprobs: got 21; allowed: an integer from 0 to 20"),
+        (
+            {"no_repeat_ngram_size": 1},
+            "no_repeat_ngram_size: got 1; allowed: 0 (off) or an integer from 2 to 32",
+        ),
+        ({"no_repeat_ngram_size": 33}, "no_repeat_ngram_size: got 33"),
+        ({"no_repeat_ngram_size": False}, "no_repeat_ngram_size: got False"),
+        ({"no_repeat_ngram_threshold": 0}, "no_repeat_ngram_threshold: got 0; allowed: an integer from 1"),
+        (
+            {"no_repeat_ngram_window": 63},
+            "no_repeat_ngram_window: got 63; allowed: an integer from 64 to 65536",
+        ),
+        ({"no_repeat_ngram_exempt": [-1]}, "no_repeat_ngram_exempt: got -1"),
+        (
+            {"max_pattern_repeats": 1},
+            "max_pattern_repeats: got 1; allowed: 0 (off) or an integer from 2 to 1000",
+        ),
+        ({"max_pattern_repeats": -2}, "max_pattern_repeats: got -2"),
+        ({"ignore_eos": 1}, "ignore_eos: got 1; allowed: True or False"),
         ({"seed": -1}, "seed: got -1; allowed: an integer from 0 to 4294967295"),
         ({"seed": 2**32}, "seed: got 4294967296"),
     ],
