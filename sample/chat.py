@@ -27,7 +27,7 @@ def encode_chat(
     """
     for name, text in (("prompt", prompt), ("system", system or "")):
         _check_text(name, text)
-    special_ids = _special_ids(tokenizer, image_pad_id)
+    special_ids = special_token_ids(tokenizer, image_pad_id)
     special = re.compile("|".join(re.escape(token) for token in sorted(special_ids, key=len, reverse=True)))
     if not special_ids or not special.search(prompt + "\n" + (system or "")):
         rendered = _render(tokenizer, prompt, pictures, system)
@@ -46,10 +46,10 @@ def encode_chat(
     rendered = _render(tokenizer, hide(prompt), pictures, None if system is None else hide(system))
     ids, end = [], 0
     for found in special.finditer(rendered):
-        ids += _plain_ids(tokenizer, restore(rendered[end : found.start()]))
+        ids += plain_ids(tokenizer, restore(rendered[end : found.start()]))
         ids.append(special_ids[found[0]])
         end = found.end()
-    return ids + _plain_ids(tokenizer, restore(rendered[end:]))
+    return ids + plain_ids(tokenizer, restore(rendered[end:]))
 
 
 def _check_text(name: str, text: str) -> None:
@@ -63,7 +63,8 @@ def _check_text(name: str, text: str) -> None:
         ) from None
 
 
-def _special_ids(tokenizer: PreTrainedTokenizerFast, image_pad_id: int) -> dict[str, int]:
+def special_token_ids(tokenizer: PreTrainedTokenizerFast, image_pad_id: int) -> dict[str, int]:
+    """What no text may become: the special tokens and the picture's, by how they are spelled."""
     return {
         token.content: token_id
         for token_id, token in tokenizer.added_tokens_decoder.items()
@@ -95,7 +96,7 @@ def _render(tokenizer: PreTrainedTokenizerFast, prompt: str, pictures: int, syst
     return str(rendered)
 
 
-def _plain_ids(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
+def plain_ids(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
     """The ids of a text that has no special tokens, whatever it spells.
 
     Not transformers' `split_special_tokens`: it changes the tokenizer, which threads may share.
