@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from models.rope import rotate
+
 
 class KVCache(NamedTuple):
     """Keys (already rotated) and values of all layers.
@@ -40,6 +42,31 @@ def write_values(
 ) -> Float[Array, "B H S D"]:
     """Store each row's T new values from its own slot `start` on; `start + T` must not pass S."""
     return _write(buffer, new.swapaxes(1, 2), lambda at: (0, at, 0), start)
+
+
+def shift_slots(
+    cache: KVCache, kept: Int[Array, "B"], dropped: Int[Array, "B"], angles: Float[Array, "B half"]
+) -> KVCache:
+    """Each row's slots behind its first `kept + dropped` move down behind the first `kept`.
+
+    Args:
+        angles: what turns the moved keys to their new positions, in radians.
+    """
+    S = cache.values[0].shape[2]
+    slots = jnp.arange(S)
+    moves = slots >= kept[:, None]
+    source = jnp.where(moves, jnp.minimum(slots + dropped[:, None], S - 1), slots)[:, None, :, None]
+    turns = jnp.where(moves[..., None], angles[:, None], 0.0)  # [B, S, half]
+
+    def keys(buffer: Float[Array, "B H D S"]) -> Float[Array, "B H D S"]:
+        moved = jnp.take_along_axis(buffer, source.swapaxes(2, 3), axis=3)
+        turned = rotate(moved.transpose(0, 3, 1, 2), turns)
+        return turned.transpose(0, 2, 3, 1)
+
+    def values(buffer: Float[Array, "B H S D"]) -> Float[Array, "B H S D"]:
+        return jnp.take_along_axis(buffer, source, axis=2)
+
+    return KVCache(tuple(map(keys, cache.keys)), tuple(map(values, cache.values)))
 
 
 def _write(buffer: Array, new: Array, corner: Callable[[Array], tuple], start: Array) -> Array:

@@ -101,14 +101,10 @@ class Decoder(nn.Module):
         x = self.embed_tokens(tokens).astype(self.dtype)
         deepstack: tuple[Array, ...] = ()
         if vision is not None:
-            seen, features = vision
-            at = jnp.clip(jnp.cumsum(seen.reshape(-1)) - 1, 0, features.embeddings.shape[0] - 1).reshape(
-                seen.shape
-            )
-            x = jnp.where(seen[..., None], features.embeddings[at].astype(x.dtype), x)
-            deepstack = tuple(
-                jnp.where(seen[..., None], d[at].astype(x.dtype), 0) for d in features.deepstack
-            )
+            rows, features = vision
+            seen, at = (rows >= 0)[..., None], jnp.maximum(rows, 0)
+            x = jnp.where(seen, features.embeddings[at].astype(x.dtype), x)
+            deepstack = tuple(jnp.where(seen, d[at].astype(x.dtype), 0) for d in features.deepstack)
         keys, values = [], []
         for i, layer in enumerate(self.layers):
             buffers = None if cache is None else (cache.keys[i], cache.values[i])

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from models.blocks import Linear
-from models.cache import KVCache
+from models.cache import KVCache, shift_slots
 from models.decoder import Decoder, VisionEmbeddings
 from models.errors import InputError
 
@@ -71,6 +71,25 @@ class Model(nn.Module):
         c = self.config.text
         return KVCache.empty(c.num_hidden_layers, batch, c.num_key_value_heads, slots, c.head_dim, self.dtype)
 
+    def shifted_cache(
+        self,
+        cache: KVCache,
+        kept: Int[Array, "B"],
+        dropped: Int[Array, "B"],
+        distance: Int[Array, "B"],
+    ) -> KVCache:
+        """The cache without `dropped` slots behind the first `kept`: what lies behind them moves down.
+
+        Args:
+            distance: how far the moved tokens' positions go down, on all axes alike.
+        """
+        angles = self.angles(jnp.broadcast_to(-distance[:, None], (self.position_axes, len(distance), 1)))
+        return shift_slots(cache, kept, dropped, angles[:, 0])
+
+    def picture_tokens(self, grid_thw: np.ndarray) -> np.ndarray:
+        """How many tokens each picture of `grid_thw [pictures, 3]` has, on the host: `[pictures]`."""
+        raise NotImplementedError
+
     def prompt_positions(
         self, tokens: np.ndarray, grid_thw: np.ndarray, lengths: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -117,18 +136,23 @@ class Model(nn.Module):
         cache: KVCache | None = None,
         vision: VisionEmbeddings | None = None,
         filled: int | None = None,
+        vision_rows: Int[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T D"], KVCache]:
         """Hidden states behind the last norm, and the cache with these tokens in their slots.
 
         Args:
-            tokens: ids; at `image_pad_id` the next row of `vision` takes the embedding's place.
+            tokens: ids.
             positions: rotary positions, on each axis that the family has.
             start: the slot of each row's first token; a token sees the slots up to its own.
             cache: without one, the tokens see one another alone.
             filled: a bound on `start + T`, where it is known while tracing.
+            vision_rows: the row of `vision` that takes each embedding's place, -1 for text; without it the
+                tokens at `image_pad_id` take them in order.
         """
-        seen = None if vision is None else (tokens == self.image_pad_id, vision)
-        return self.decoder(tokens, self.angles(positions), start, cache, seen, filled)
+        if vision is None:
+            return self.decoder(tokens, self.angles(positions), start, cache, None, filled)
+        rows = image_rows(tokens, self.image_pad_id, vision) if vision_rows is None else vision_rows
+        return self.decoder(tokens, self.angles(positions), start, cache, (rows, vision), filled)
 
     def head(self, hidden: Float[Array, "*L D"]) -> Float[Array, "*L V"]:
         """Logits, float32: sums of products are not rounded to the model's dtype."""
@@ -161,6 +185,13 @@ class Model(nn.Module):
     def smallest_picture(self) -> tuple[Any, Any]:
         """The arguments of `encode_vision` for the smallest picture that there is, all zeros."""
         raise NotImplementedError
+
+
+def image_rows(tokens: Int[Array, "B T"], image_pad_id: int, vision: VisionEmbeddings) -> Int[Array, "B T"]:
+    """The row of `vision` that each token takes, in order; -1 for text."""
+    seen = tokens == image_pad_id
+    order = jnp.cumsum(seen.reshape(-1)).reshape(seen.shape) - 1
+    return jnp.where(seen, jnp.minimum(order, vision.embeddings.shape[0] - 1), -1)
 
 
 def check_patches(pixel_values: np.ndarray, grid_thw: np.ndarray, patch_dim: int) -> None:

@@ -126,6 +126,9 @@ class Qwen3VL(Model):
     def decoder(self) -> Decoder:
         return self.language_model
 
+    def picture_tokens(self, grid_thw: np.ndarray) -> np.ndarray:
+        return np.prod(grid_thw, 1) // self.config.vision.merge_unit
+
     def prompt_positions(
         self, tokens: np.ndarray, grid_thw: np.ndarray, lengths: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
