@@ -55,6 +55,19 @@ def segment_attention(
     return _attend(q, k, v, visible, v.shape[2] // block, block)
 
 
+def full_attention(
+    q: Float[Array, "B T H D"], k: Float[Array, "B H D T"], v: Float[Array, "B H T D"]
+) -> Float[Array, "B T H D"]:
+    """Each patch attends to all patches of its own row (a tile of a picture)."""
+    keys = v.shape[2]
+    block = max(size for size in range(1, min(keys, BLOCK) + 1) if keys % size == 0)
+
+    def visible(start: Array | int) -> Bool[Array, "1 1 1 S"]:
+        return jnp.ones((1, 1, 1, block), bool)
+
+    return _attend(q, k, v, visible, keys // block, block)
+
+
 def _block(keys: int) -> int:
     """Blocks are equal, so their size divides the number of keys; a few keys are one block."""
     return keys if keys <= BLOCK else math.gcd(keys, BLOCK)

@@ -4,11 +4,14 @@ The hub's files keep `rope_theta` and `rope_scaling` apart; transformers 5 saves
 Source: transformers 5.23, `configuration_qwen3_vl.py`.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from models.config_parts import DecoderConfig, build, decoder_rope, require, rope, section, sizes, token_id
+from models.errors import CheckpointError
+from models.images import ImageSettings
 
 
 @dataclass(frozen=True)
@@ -34,8 +37,13 @@ class VisionConfig:
         return self.hidden_size // self.num_heads
 
     @property
+    def patch_shape(self) -> tuple[int, ...]:
+        """A patch as the checkpoint's convolution sees it."""
+        return self.in_channels, self.temporal_patch_size, self.patch_size, self.patch_size
+
+    @property
     def patch_dim(self) -> int:
-        return self.in_channels * self.temporal_patch_size * self.patch_size**2
+        return math.prod(self.patch_shape)
 
     @property
     def merge_unit(self) -> int:
@@ -63,6 +71,7 @@ class Qwen3VLConfig:
     vision_start_token_id: int
     vision_end_token_id: int
     tie_word_embeddings: bool
+    turn_end: ClassVar[str | None] = None
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> "Qwen3VLConfig":
@@ -97,6 +106,23 @@ class Qwen3VLConfig:
         )
         _check(result)
         return result
+
+    def image_settings(self, content: Mapping[str, Any], source: str) -> ImageSettings:
+        """How the tower wants its pictures: `content` is that of `source`, a preprocessor_config.json.
+
+        Raises CheckpointError, naming `source` and the key, where they do not fit the tower.
+        """
+        images = ImageSettings.from_dict(content, source)
+        for key, made, wanted in (
+            ("patch_size", images.patch_size, self.vision.patch_size),
+            ("temporal_patch_size", images.temporal_patch_size, self.vision.temporal_patch_size),
+            ("merge_size", images.merge_size, self.vision.spatial_merge_size),
+        ):
+            if made != wanted:
+                raise CheckpointError(
+                    f"{source}: {key} is {made}, but config.json's vision tower has {wanted}"
+                )
+        return images
 
 
 def _check(config: Qwen3VLConfig) -> None:

@@ -42,6 +42,11 @@ def section(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return found  # pyright: ignore[reportReturnType]
 
 
+def given(section: Mapping[str, Any]) -> dict[str, Any]:
+    """A section without its nulls."""
+    return {key: value for key, value in section.items() if value is not None}
+
+
 def rope(section: Mapping[str, Any], key: str = "rope_parameters") -> Mapping[str, Any]:
     """What a section says of its rotary positions, empty where it says nothing."""
     found = section.get(key) or {}

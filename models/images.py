@@ -52,23 +52,37 @@ class ImageSettings:
             "max_pixels": size.get("longest_edge") or size.get("max_pixels"),
             "rescale_factor": 1 / 255,
         } | {key: value for key, value in settings.items() if value is not None}
-        whole = {key: _whole(merged, key, source) for key in _WHOLE_KEYS}
+        whole = {key: whole_number(merged, key, source) for key in _WHOLE_KEYS}
         if whole["min_pixels"] > whole["max_pixels"]:
             raise CheckpointError(
                 f"{source}: min_pixels {whole['min_pixels']} is above max_pixels {whole['max_pixels']}"
             )
         return cls(
             **whole,
-            mean=_per_channel(merged, "image_mean", source),
-            std=_per_channel(merged, "image_std", source, above=0.0),
-            rescale_factor=_number(merged["rescale_factor"], "rescale_factor", source, above=0.0),
+            mean=per_channel(merged, "image_mean", source),
+            std=per_channel(merged, "image_std", source, above=0.0),
+            rescale_factor=number(merged["rescale_factor"], "rescale_factor", source, above=0.0),
         )
+
+    def preprocess(
+        self, pictures: Sequence[Image.Image]
+    ) -> tuple[Float32[np.ndarray, "patches patch_dim"], Int32[np.ndarray, "pictures 3"]]:
+        """See `preprocess`."""
+        return preprocess(pictures, self)
+
+    def slot_tokens(
+        self, picture: Image.Image, tokenizer: Any, image_pad_id: int
+    ) -> Int32[np.ndarray, " tokens"]:
+        """What stands in a prompt where the chat template has one token for the picture."""
+        cells = math.prod(picture_grid(picture, self)) // self.merge_size**2
+        return np.full(cells, image_pad_id, np.int32)
 
 
 _WHOLE_KEYS = ("min_pixels", "max_pixels", "patch_size", "temporal_patch_size", "merge_size")
 
 
-def _whole(settings: Mapping[str, Any], key: str, source: str) -> int:
+def whole_number(settings: Mapping[str, Any], key: str, source: str) -> int:
+    """The value of a key, from 1 up. Raises CheckpointError, naming `source` and the key."""
     value = settings.get(key)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         given = "missing" if value is None else f"{value!r}"
@@ -76,7 +90,8 @@ def _whole(settings: Mapping[str, Any], key: str, source: str) -> int:
     return value
 
 
-def _number(value: Any, key: str, source: str, above: float) -> float:
+def number(value: Any, key: str, source: str, above: float) -> float:
+    """A finite value above a bound. Raises CheckpointError, naming `source` and the key."""
     numeric = isinstance(value, int | float) and not isinstance(value, bool)
     if not numeric or not math.isfinite(value) or value <= above:
         bound = "a number" if above == -math.inf else f"a number above {above:g}"
@@ -84,14 +99,15 @@ def _number(value: Any, key: str, source: str, above: float) -> float:
     return value
 
 
-def _per_channel(
+def per_channel(
     settings: Mapping[str, Any], key: str, source: str, above: float = -math.inf
 ) -> tuple[float, float, float]:
+    """The three numbers of a key. Raises CheckpointError, naming `source` and the key."""
     values = settings.get(key)
     if not isinstance(values, list | tuple) or len(values) != _CHANNELS:
         given = "missing" if values is None else f"{values!r}"
         raise CheckpointError(f"{source}: {key} is {given}, expected {_CHANNELS} numbers")
-    red, green, blue = (_number(value, key, source, above) for value in values)
+    red, green, blue = (number(value, key, source, above) for value in values)
     return red, green, blue
 
 
@@ -150,7 +166,7 @@ def preprocess(
     counts = grids.prod(axis=1)
     area = settings.patch_size**2
     patches = np.empty((int(counts.sum()), _CHANNELS, settings.temporal_patch_size, area), np.float32)
-    levels = _normalised_levels(settings)
+    levels = normalised_levels(settings.mean, settings.std, settings.rescale_factor)
     starts = np.cumsum(counts) - counts
     for picture, grid, start, count in zip(pictures, grids, starts, counts, strict=True):
         pixels = _pixel_patches(picture, int(grid[1]), int(grid[2]), settings)
@@ -161,14 +177,16 @@ def preprocess(
     return patches.reshape(len(patches), math.prod(patches.shape[1:])), grids
 
 
-def _normalised_levels(settings: ImageSettings) -> Float32[np.ndarray, "3 256"]:
+def normalised_levels(
+    mean: Sequence[float], std: Sequence[float], rescale_factor: float
+) -> Float32[np.ndarray, "3 256"]:
     """What each of the 256 levels of a channel becomes: a pixel has no other values, so a table is exact.
 
     The types follow transformers: scaled in float64, rounded to float32, then normalised in float32.
     """
-    scaled = (np.arange(256, dtype=np.float64) * settings.rescale_factor).astype(np.float32)
-    mean, std = (np.array(values, np.float32)[:, None] for values in (settings.mean, settings.std))
-    return (scaled - mean) / std
+    scaled = (np.arange(256, dtype=np.float64) * rescale_factor).astype(np.float32)
+    means, stds = (np.array(values, np.float32)[:, None] for values in (mean, std))
+    return (scaled - means) / stds
 
 
 def _pixel_patches(

@@ -13,10 +13,15 @@ from models.json_file import read_json
 from models.model import Model
 from models.processor import Processor
 from models.qwen3_vl import Qwen3VL
+from models.smolvlm import SmolVLM
+from models.smolvlm_config import SmolVLMConfig
 from models.weights import Progress, load_params
 
 EMBEDDED = Path(__file__).parent / "embedded"
-FAMILIES = {"qwen3_vl": (Qwen3VLConfig, Qwen3VL)}  # model_type: (configuration, model)
+FAMILIES = {  # model_type: (configuration, model)
+    "qwen3_vl": (Qwen3VLConfig, Qwen3VL),
+    "smolvlm": (SmolVLMConfig, SmolVLM),
+}
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt"]

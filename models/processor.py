@@ -1,18 +1,53 @@
 """What a checkpoint says beside its weights: tokenizer, end tokens, picture settings, sampling defaults."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+from jaxtyping import Float32, Int32
+from PIL import Image
 
 # Not AutoTokenizer: it imports torch where that is installed, and takes three seconds longer.
 from transformers import PreTrainedTokenizerFast
 
-from models.config import Qwen3VLConfig
+from models.config_parts import DecoderConfig
 from models.errors import CheckpointError
-from models.images import ImageSettings
 from models.json_file import read_json, read_optional_json
+
+
+class PictureSettings(Protocol):
+    """How a family turns pictures into what its model reads."""
+
+    def preprocess(
+        self, pictures: Sequence[Image.Image]
+    ) -> tuple[Float32[np.ndarray, "patches patch_dim"], Int32[np.ndarray, "grids 3"]]:
+        """Patches of RGB pictures, and the grids that they form: a picture has one or several.
+
+        Raises InputError for a picture that the family cannot take.
+        """
+        ...
+
+    def slot_tokens(
+        self, picture: Image.Image, tokenizer: PreTrainedTokenizerFast, image_pad_id: int
+    ) -> Int32[np.ndarray, " tokens"]:
+        """What stands in a prompt where the chat template has one token for the picture; raises likewise."""
+        ...
+
+
+class FamilyConfig(Protocol):
+    """What a processor asks of a family's configuration."""
+
+    turn_end: ClassVar[str | None]  # a token that ends a turn, besides those that the checkpoint names
+
+    @property
+    def text(self) -> DecoderConfig: ...
+
+    def image_settings(self, content: Mapping[str, Any], source: str) -> PictureSettings:
+        """Read the `content` of `source`. Raises CheckpointError where it does not fit the tower."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,15 +61,16 @@ class Processor:
     tokenizer: PreTrainedTokenizerFast
     eos_ids: tuple[int, ...]
     pad_id: int
-    images: ImageSettings
+    images: PictureSettings
     generation: Mapping[str, Any]
 
     @classmethod
-    def from_directory(cls, path: str | Path, config: Qwen3VLConfig) -> "Processor":
+    def from_directory(cls, path: str | Path, config: FamilyConfig) -> "Processor":
         """Read a directory in Hugging Face format; nothing is fetched from a network.
 
         The end and padding ids are those of generation_config.json, else of config.json, else the
         tokenizer's; padding falls back to the first end id. Token 0 is never taken for padding unasked.
+        What ends a turn in all of the family's checkpoints is always among the end ids.
 
         Raises CheckpointError, naming the file, where one is missing, corrupt, or does not fit `config`.
         """
@@ -54,6 +90,9 @@ class Processor:
             },
         }
         eos_ids = _token_ids("eos_token_id", sources, config.text.vocab_size, directory)
+        turn_end = tokenizer.get_vocab().get(config.turn_end or "")
+        if turn_end is not None and turn_end not in eos_ids:
+            eos_ids += (turn_end,)
         if not eos_ids:
             raise CheckpointError(f"{directory}: no eos_token_id in any of {', '.join(sources)}")
         pad_ids = _token_ids("pad_token_id", sources, config.text.vocab_size, directory)
@@ -106,21 +145,9 @@ def _token_ids(
     return ()
 
 
-def _image_settings(directory: Path, nested: Mapping[str, Any], config: Qwen3VLConfig) -> ImageSettings:
+def _image_settings(directory: Path, nested: Mapping[str, Any], config: FamilyConfig) -> PictureSettings:
     # transformers 5 saves the settings inside processor_config.json, and reads them there first.
     if isinstance(nested.get("image_processor"), Mapping):
-        file, content = directory / "processor_config.json", nested["image_processor"]
-    else:
-        file = directory / "preprocessor_config.json"
-        content = read_json(file)
-    images = ImageSettings.from_dict(content, str(file))
-    for key, given, wanted in _tower_sizes(images, config):
-        if given != wanted:
-            raise CheckpointError(f"{file}: {key} is {given}, but config.json's vision tower has {wanted}")
-    return images
-
-
-def _tower_sizes(images: ImageSettings, config: Qwen3VLConfig) -> Iterator[tuple[str, int, int]]:
-    yield "patch_size", images.patch_size, config.vision.patch_size
-    yield "temporal_patch_size", images.temporal_patch_size, config.vision.temporal_patch_size
-    yield "merge_size", images.merge_size, config.vision.spatial_merge_size
+        return config.image_settings(nested["image_processor"], str(directory / "processor_config.json"))
+    file = directory / "preprocessor_config.json"
+    return config.image_settings(read_json(file), str(file))

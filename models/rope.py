@@ -11,6 +11,11 @@ def inverse_frequencies(dim: int, theta: float) -> np.ndarray:
     return (np.float32(1.0) / np.power(np.float32(theta), exponents)).astype(np.float32)
 
 
+def rope_angles(positions: Int[Array, "*L"], head_dim: int, theta: float) -> Float[Array, "*L half"]:
+    """Angles in radians, float32: each frequency times the position."""
+    return positions.astype(jnp.float32)[..., None] * inverse_frequencies(head_dim, theta)
+
+
 def mrope_axes(section: tuple[int, int, int]) -> np.ndarray:
     """Which axis (0: T, 1: H, 2: W) turns each of the `sum(section)` frequencies.
 

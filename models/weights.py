@@ -13,7 +13,6 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.typing import DTypeLike
 from safetensors import SafetensorError, safe_open
 
-from models.config import Qwen3VLConfig
 from models.errors import CheckpointError
 from models.json_file import read_json
 from models.model import Model
@@ -21,7 +20,8 @@ from models.model import Model
 Progress = Callable[[int, int], None]
 _NUMBERED = re.compile(r"(layers|blocks|deepstack_merger_list)_(\d+)")
 _LEAVES = {"kernel": "weight", "embedding": "weight", "scale": "weight", "bias": "bias"}
-_HEAD, _EMBEDDING = "lm_head.weight", "model.language_model.embed_tokens.weight"
+_HEAD, _EMBEDDING = "lm_head.weight", "embed_tokens.weight"
+_CONVOLUTIONS = ("patch_embed.proj.weight", "patch_embedding.weight")
 
 
 def checkpoint_name(path: tuple[str, ...]) -> str:
@@ -58,20 +58,21 @@ def load_params(directory: Path, model: Model, dtype: DTypeLike, progress: Progr
     return unflatten_dict(params)
 
 
-def save_checkpoint(
-    directory: Path, config: Qwen3VLConfig, params: Any, dtype: DTypeLike = jnp.bfloat16
-) -> None:
-    """Write `params` as one `model.safetensors` with the checkpoint's names and layouts."""
+def save_checkpoint(directory: Path, config: Any, params: Any, dtype: DTypeLike = jnp.bfloat16) -> None:
+    """Write `params` as one `model.safetensors` with the checkpoint's names and layouts.
+
+    Args:
+        config: the family's configuration.
+    """
     from safetensors.flax import save_file  # noqa: PLC0415  (imports all of flax.serialization)
 
-    vision = config.vision
-    conv = (-1, vision.in_channels, vision.temporal_patch_size, vision.patch_size, vision.patch_size)
     tensors = {}
     leaves: dict[tuple[str, ...], Any] = flatten_dict(params)
     for path, value in leaves.items():
         name = checkpoint_name(path)
         stored = jnp.asarray(value.T if path[-1] == "kernel" else value, dtype)
-        tensors[name] = stored.reshape(conv) if name.endswith("patch_embed.proj.weight") else stored
+        shape = (-1, *config.vision.patch_shape) if name.endswith(_CONVOLUTIONS) else stored.shape
+        tensors[name] = stored.reshape(shape)
     directory.mkdir(parents=True, exist_ok=True)
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
 
@@ -150,7 +151,8 @@ def _misshaped(shapes: Mapping, names: Mapping, files: Mapping[str, Path]) -> It
 
 
 def _is_tied_copy(files: Mapping[str, Path]) -> bool:
-    if _EMBEDDING not in files:
+    embedding = next((name for name in files if name.endswith(_EMBEDDING)), None)
+    if embedding is None:
         return False
-    pair = dict(_tensors({n: files[n] for n in (_HEAD, _EMBEDDING)}))
-    return np.array_equal(pair[_HEAD], pair[_EMBEDDING])
+    pair = dict(_tensors({n: files[n] for n in (_HEAD, embedding)}))
+    return np.array_equal(pair[_HEAD], pair[embedding])

@@ -1,12 +1,13 @@
 """A user's turn to token ids, by the checkpoint's chat template; what the user wrote stays text."""
 
 import re
-from collections.abc import Sequence
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerFast
 
 from models.errors import CheckpointError, InputError
+
+_TEMPLATE_ERRORS = (TemplateError, ValueError, TypeError)
 
 
 def encode_chat(
@@ -83,17 +84,34 @@ def _render(tokenizer: PreTrainedTokenizerFast, prompt: str, pictures: int, syst
             "the checkpoint has no chat template; allowed: chat_template.jinja,"
             " or chat_template in tokenizer_config.json"
         )
-    # Plain text is a string: templates for text alone know nothing else.
-    content = [{"type": "image"}] * pictures + [{"type": "text", "text": prompt}] if pictures else prompt
-    messages: Sequence[dict] = [{"role": "user", "content": content}]
+    as_text = _takes_text(tokenizer)
+
+    def content(text: str, pictures: int = 0) -> str | list[dict]:
+        if as_text and not pictures:
+            return text
+        return [{"type": "image"}] * pictures + [{"type": "text", "text": text}]
+
+    messages = [{"role": "user", "content": content(prompt, pictures)}]
     if system is not None:
-        messages = [{"role": "system", "content": system}, *messages]
+        messages = [{"role": "system", "content": content(system)}, *messages]
     try:
-        rendered = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
-    except (TemplateError, ValueError, TypeError) as error:
+        return _apply(tokenizer, messages)
+    except _TEMPLATE_ERRORS as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise CheckpointError(f"the checkpoint's chat template fails: {reason}") from None
-    return str(rendered)
+
+
+def _takes_text(tokenizer: PreTrainedTokenizerFast) -> bool:
+    """Templates for text alone read a turn's content as a string; some for pictures read parts alone."""
+    mark = _unused_character(str(tokenizer.chat_template))
+    try:
+        return mark in _apply(tokenizer, [{"role": "user", "content": mark}])
+    except _TEMPLATE_ERRORS:
+        return False
+
+
+def _apply(tokenizer: PreTrainedTokenizerFast, messages: list[dict]) -> str:
+    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
 
 
 def plain_ids(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:

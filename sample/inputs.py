@@ -10,7 +10,6 @@ from PIL import Image
 
 from models.decoder import VisionEmbeddings
 from models.errors import CheckpointError, InputError
-from models.images import picture_grid, preprocess
 from models.model import Model
 from models.processor import Processor
 from models.vision import encode_vision
@@ -25,7 +24,8 @@ class VLMInputs:
     Attributes:
         prompt_tokens: int [B, T], right padded; each picture token is `image_pad_id`.
         vision: embeddings of all pictures, row by row in the order of their tokens; None without pictures.
-        grid_thw: int [pictures, 3], each picture's frames, rows and columns, in patches.
+        grid_thw: int [pictures, 3], each picture's frames, rows and columns, in patches; where the model's
+            family cuts pictures into tiles, each tile's.
         image_pad_id: the id that marks a picture token.
         attention_mask: bool [B, T], False at padding; None where nothing is padded.
     """
@@ -73,10 +73,13 @@ def prepare_inputs(
             pictures=len(row_pictures),
             system=system,
         )
-        counts = [_token_count(s, p, processor) for s, p in zip(row_sources, row_pictures, strict=True)]
-        rows.append(_expand(ids, counts, model.image_pad_id))
-        _check_length(len(rows[-1]), sum(counts), model.context_length)
-    pixel_values, grid_thw = preprocess([p for row in pictures for p in row], processor.images)
+        fillings = [
+            _slot_tokens(source, picture, processor, model.image_pad_id)
+            for source, picture in zip(row_sources, row_pictures, strict=True)
+        ]
+        rows.append(_fill(ids, fillings, model.image_pad_id))
+        _check_length(rows[-1], model)
+    pixel_values, grid_thw = processor.images.preprocess([p for row in pictures for p in row])
     tokens, mask = _pad(rows, processor.pad_id)
     return VLMInputs(
         prompt_tokens=tokens,
@@ -110,31 +113,33 @@ def _pictures(images: Any, name: str) -> list:
     return list(images)
 
 
-def _token_count(source: Picture, picture: Image.Image, processor: Processor) -> int:
+def _slot_tokens(
+    source: Picture, picture: Image.Image, processor: Processor, image_pad_id: int
+) -> Int32[np.ndarray, " tokens"]:
     try:
-        grid = picture_grid(picture, processor.images)
+        return processor.images.slot_tokens(picture, processor.tokenizer, image_pad_id)
     except InputError as error:
         raise InputError(f"{picture_name(source)}: {error}") from None
-    return int(np.prod(grid)) // processor.images.merge_size**2
 
 
-def _expand(ids: list[int], counts: list[int], image_pad_id: int) -> Int32[np.ndarray, " T"]:
-    """Repeat each picture's single token as often as the picture has tokens."""
+def _fill(ids: list[int], fillings: list[np.ndarray], image_pad_id: int) -> Int32[np.ndarray, " T"]:
+    """Put what the pictures need in the place of each one's single token."""
     tokens = np.array(ids, np.int32)
-    slots = tokens == image_pad_id
-    if slots.sum() != len(counts):
+    slots = np.flatnonzero(tokens == image_pad_id)
+    if len(slots) != len(fillings):
         raise CheckpointError(
-            f"the checkpoint's chat template made {slots.sum()} picture slots for {len(counts)} pictures"
+            f"the checkpoint's chat template made {len(slots)} picture slots for {len(fillings)} pictures"
         )
-    repeats = np.ones(len(tokens), np.int64)
-    repeats[slots] = counts
-    return np.repeat(tokens, repeats)
+    texts = np.split(tokens, slots)  # all but the first begin with their slot
+    behind = [part for filling, text in zip(fillings, texts[1:], strict=True) for part in (filling, text[1:])]
+    return np.concatenate([texts[0], *behind])
 
 
-def _check_length(tokens: int, picture_tokens: int, context: int) -> None:
-    if tokens >= context:
+def _check_length(tokens: np.ndarray, model: Model) -> None:
+    context, in_pictures = model.context_length, (tokens == model.image_pad_id).sum()
+    if len(tokens) >= context:
         raise InputError(
-            f"the prompt has {tokens} tokens, {picture_tokens} of them for pictures;"
+            f"the prompt has {len(tokens)} tokens, {in_pictures} of them for pictures;"
             f" allowed: up to {context - 1}, one less than {context}, the model's context"
         )
 

@@ -18,6 +18,8 @@ CHECKED = {
         "qwen3_vl",
         "qwen3_vl_layout",
         "rope",
+        "smolvlm",
+        "smolvlm_images",
         "vision",
         "weights",
     ],
