@@ -4,9 +4,11 @@ The pattern is that of "summary sinks": [anchor][summary][tail] is what a reseed
 """
 
 import ast
+import atexit
 import re
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
@@ -20,6 +22,7 @@ from sample.text import decode
 
 _MOST_WAITING = 8192  # tokens that wait for a summariser; of more, the oldest are forgotten
 _REMEMBERED = 256  # events
+_SHUTDOWN = 60.0  # seconds that the end of the process waits for one to come out of compiled code
 _LONGEST_ANSWER = 100_000  # characters; what follows is not read
 _Status = Literal["ready", "failed", "timeout"]
 _Shortened = Literal["", "brief", "cut"]
@@ -176,7 +179,8 @@ class SummarySidecar:
 
     def _answer(self, job: "_Job", ask: Callable, text: str, budget: int) -> str:
         answer = ask(text, budget)
-        answer = "".join(job.pieces([answer] if isinstance(answer, str) else answer))
+        if not isinstance(answer, str):
+            answer = "".join(job.pieces(answer))
         return points_or_text(self._to_ids.without_special_tokens(answer[:_LONGEST_ANSWER]))
 
 
@@ -206,6 +210,7 @@ class _Job:
 
     def pieces(self, answer: Iterable[str]) -> Iterator[str]:
         """The pieces of an answer, as long as somebody waits for it."""
+        _in_pieces.add(self)
         length = 0
         for piece in answer:
             if not isinstance(piece, str):
@@ -231,6 +236,20 @@ class _Job:
 
 class _GivenUpError(Exception):
     """Raised in a job that nobody waits for any more."""
+
+
+_in_pieces: "weakref.WeakSet[_Job]" = weakref.WeakSet()
+
+
+@atexit.register
+def _end_all() -> None:
+    """Let those that answer in pieces come to their next one before the interpreter shuts down: a daemon
+    thread that comes out of compiled code after that aborts the process."""
+    jobs, deadline = list(_in_pieces), time.monotonic() + _SHUTDOWN
+    for job in jobs:
+        job.given_up = True
+    for job in jobs:
+        job.done.wait(max(0.0, deadline - time.monotonic()))
 
 
 class SummaryEncoder:
