@@ -27,7 +27,7 @@ def main() -> None:
     config = SamplingConfig(temperature=0.7, max_new_tokens=100, eos_id=processor.eos_ids)
     r = make_request(model, inputs, config, jax.random.key(0))
 
-    state, packed = prefill(model, params, r.prompt, r.vision, r.sampling, r.key, slots=r.slots, top=r.top)
+    state, packed = prefill(model, params, *r.arguments, slots=r.slots, top=r.top)
     tokens: list[int] = []
     while True:
         step = unpack(np.asarray(packed))

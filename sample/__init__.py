@@ -3,16 +3,26 @@
 from sample.batch import SampleResult, sample
 from sample.config import SamplingConfig
 from sample.inputs import VLMInputs, prepare_inputs
-from sample.stats import StreamStats
+from sample.perplexity import PerplexityTracker, model_surprisal
+from sample.reseed import clear_and_reseed
+from sample.stats import Reseed, StreamStats
+from sample.stream_config import StreamConfig
 from sample.streaming import Token, TokenStream, sample_streaming
+from sample.summary_config import SummaryConfig
 
 __all__ = [
+    "PerplexityTracker",
+    "Reseed",
     "SampleResult",
     "SamplingConfig",
+    "StreamConfig",
     "StreamStats",
+    "SummaryConfig",
     "Token",
     "TokenStream",
     "VLMInputs",
+    "clear_and_reseed",
+    "model_surprisal",
     "prepare_inputs",
     "sample",
     "sample_streaming",

@@ -10,9 +10,9 @@ from jaxtyping import Array, Float, Int
 from models.model import Model
 from sample.config import SamplingConfig
 from sample.inputs import VLMInputs
+from sample.outcome import Alternatives, FinishReason, alternatives, finish_reason
 from sample.request import make_request
-from sample.step import RUNNING, STOPPED, StepOutput, decode_steps, prefill, unpack
-from sample.streaming import Alternatives, FinishReason, alternatives
+from sample.step import EXHAUSTED, StepOutput, decode_steps, prefill, unpack
 from sample.text import TextStream
 
 _STEPS = 64  # steps per program: the host looks at stop strings and interrupts in between
@@ -26,7 +26,7 @@ class SampleResult:
         tokens: int32; a row ends with its end token, if it has one, and behind it is `pad_id`.
         logprobs: float32, in nats; 0 behind the end.
         texts: what the tokens say, without stop strings; empty without a tokenizer.
-        finish_reasons: "stop", "length", or "cancelled".
+        finish_reasons: "stop", "length", "repetition", or "cancelled".
         lengths: int32, the tokens of each row, its end token counted.
         top_logprobs: of each row and token the likeliest (id, logprob), as many as the row asks for.
     """
@@ -72,10 +72,7 @@ def sample(
     state, packed = prefill(
         model,
         params,
-        request.prompt,
-        request.vision,
-        request.sampling,
-        request.key,
+        *request.arguments,
         slots=request.slots,
         top=request.top,
     )
@@ -107,13 +104,15 @@ class _Row:
         self._text = None if tokenizer is None else TextStream(tokenizer, config.stop, config.eos_ids)
 
     def add(self, token: int, logprob: float, status: int, top: Alternatives) -> None:
-        self.tokens.append(token)
-        self.logprobs.append(logprob)
-        self.top_logprobs.append(top)
-        if self._text is not None:
-            self.pieces.append(self._text.push(token))
-        if status != RUNNING:
-            self.finish("stop" if status == STOPPED else "length")
+        ended = finish_reason(status)
+        if status != EXHAUSTED:
+            self.tokens.append(token)
+            self.logprobs.append(logprob)
+            self.top_logprobs.append(top)
+            if self._text is not None:
+                self.pieces.append(self._text.push(token))
+        if ended is not None:
+            self.finish(ended)
         if self._text is not None and self._text.stopped:
             self.finish_reason = "stop"
 

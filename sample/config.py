@@ -124,6 +124,11 @@ class SamplingConfig:
         """`eos_id`, as the tuple it is kept as."""
         return self.eos_id  # pyright: ignore[reportReturnType]
 
+    @property
+    def exempt_ids(self) -> tuple[int, ...]:
+        """`no_repeat_ngram_exempt`, as the tuple it is kept as."""
+        return self.no_repeat_ngram_exempt  # pyright: ignore[reportReturnType]
+
     @classmethod
     def from_generation(cls, generation: Mapping[str, Any], **overrides: Any) -> "SamplingConfig":
         """The defaults of a checkpoint's `generation_config.json`, with the caller's own choices on top.

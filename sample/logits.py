@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, Int32, Key, UInt32
 
 from models.errors import SettingsError
 from sample.config import SamplingConfig
+from sample.loops import History, blocked_followers, may_block
 
 HostOrDevice = Array | np.ndarray
 
@@ -40,12 +41,19 @@ class SamplingParams(NamedTuple):
     eos_ids: Int32[HostOrDevice, "B E"]  # -1 is unused
     max_new_tokens: Int32[HostOrDevice, " B"]
     processed_logprobs: Bool[HostOrDevice, " B"]  # False: log-probabilities of the raw logits
+    no_repeat_ngram_size: Int32[HostOrDevice, " B"]  # 0 is off
+    no_repeat_ngram_threshold: Int32[HostOrDevice, " B"]
+    no_repeat_ngram_window: Int32[HostOrDevice, " B"]
+    no_repeat_ngram_exempt: Int32[HostOrDevice, "B X"]  # -1 is unused
+    max_pattern_repeats: Int32[HostOrDevice, " B"]  # 0 is off
+    ignore_eos: Bool[HostOrDevice, " B"]
 
 
 class LogProbabilities(NamedTuple):
     """Natural logarithms of probabilities: of each row's token, and of its likeliest tokens, best first."""
 
     token: Float[Array, " B"]
+    raw: Float[Array, " B"]  # the token's under the raw logits, whatever the row asks for
     top_ids: Int32[Array, "B n"]
     top: Float[Array, "B n"]
 
@@ -77,6 +85,12 @@ def sampling_params(configs: Sequence[SamplingConfig], *, vocab_size: int | None
         eos_ids=_ragged([config.eos_ids for config in configs], 4, -1, np.int32),
         max_new_tokens=column("max_new_tokens", np.int32),
         processed_logprobs=np.array([config.logprobs == "processed" for config in configs]),
+        no_repeat_ngram_size=column("no_repeat_ngram_size", np.int32),
+        no_repeat_ngram_threshold=column("no_repeat_ngram_threshold", np.int32),
+        no_repeat_ngram_window=column("no_repeat_ngram_window", np.int32),
+        no_repeat_ngram_exempt=_ragged([c.exempt_ids for c in configs], 4, -1, np.int32),
+        max_pattern_repeats=column("max_pattern_repeats", np.int32),
+        ignore_eos=column("ignore_eos", bool),
     )
 
 
@@ -90,6 +104,38 @@ def _ragged(rows: Sequence[Sequence], width: int, fill: int, dtype) -> np.ndarra
     return array
 
 
+def allowed_logits(
+    logits: Float[HostOrDevice, "B V"], params: SamplingParams, history: History
+) -> tuple[Float[Array, "B V"], Bool[Array, " B"]]:
+    """The raw logits, -inf at tokens that may not come, and the rows of which loops have taken all tokens.
+
+    Args:
+        logits: of the next token, float32.
+        params: one row per sequence.
+        history: the tokens so far; with none watched, no n-gram is looked for.
+    """
+    logits = _where_wanted(params.ignore_eos, partial(_without_eos, params), jnp.asarray(logits))
+    if not history.matched.shape[1]:
+        return logits, jnp.zeros(logits.shape[0], bool)
+    size, threshold = params.no_repeat_ngram_size, params.no_repeat_ngram_threshold
+    window, exempt = params.no_repeat_ngram_window, params.no_repeat_ngram_exempt
+
+    def unlooped(logits: Float[Array, "B V"]) -> Float[Array, "B V"]:
+        blocked = blocked_followers(history, size, threshold, window, exempt, logits.shape[-1])
+        return jnp.where(blocked, -jnp.inf, logits)
+
+    allowed = _where_wanted(may_block(history, size, threshold, window), unlooped, logits)
+    return allowed, (logits > -jnp.inf).any(-1) & ~(allowed > -jnp.inf).any(-1)
+
+
+def _without_eos(params: SamplingParams, logits: Float[Array, "B V"]) -> Float[Array, "B V"]:
+    B, V = logits.shape
+    unwanted = params.ignore_eos[:, None] & (params.eos_ids >= 0)
+    return logits.at[jnp.arange(B)[:, None], jnp.where(unwanted, params.eos_ids, V)].set(
+        -jnp.inf, mode="drop"
+    )
+
+
 def process_logits(
     logits: Float[HostOrDevice, "B V"],
     params: SamplingParams,
@@ -101,7 +147,7 @@ def process_logits(
     A row of temperature 0 has its penalties and bias applied and nothing else. NaN counts as -inf.
 
     Args:
-        logits: of the next token, float32.
+        logits: of the next token, float32, from `allowed_logits`.
         params: one row per sequence.
         prompt_mask: the tokens that occur in the row's prompt (without padding).
         counts: how often the row has generated each token.
@@ -126,8 +172,8 @@ def _filtered(
 
 
 def _where_wanted(
-    wanted: Bool[HostOrDevice, " B"], work: Callable[[Any], Array], given: Float[HostOrDevice, "B V"]
-) -> Float[Array, "B V"]:
+    wanted: Bool[HostOrDevice, " B"], work: Callable[[Any], Array], given: Float[HostOrDevice, "B *V"]
+) -> Float[Array, "B *V"]:
     """`work(given)`, left out on a CPU if no row wants it; a GPU would have to ask the host at the branch."""
     if jax.default_backend() != "cpu":
         return work(given)
@@ -266,6 +312,11 @@ def log_probabilities(
         top_n: static; ties go to the smaller id.
     """
     chosen = jax.nn.log_softmax(jnp.where(params.processed_logprobs[:, None], processed, logits))
-    token = jnp.take_along_axis(chosen, tokens[:, None], axis=-1)[:, 0]
+    token = _at(chosen, tokens)
+    raw = _where_wanted(params.processed_logprobs, lambda _: _at(jax.nn.log_softmax(logits), tokens), token)
     top, top_ids = lax.top_k(chosen, top_n)
-    return LogProbabilities(token, top_ids, top)
+    return LogProbabilities(token, raw, top_ids, top)
+
+
+def _at(values: Float[Array, "B V"], tokens: Int[HostOrDevice, " B"]) -> Float[Array, " B"]:
+    return jnp.take_along_axis(values, tokens[:, None], axis=-1)[:, 0]

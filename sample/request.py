@@ -1,5 +1,6 @@
 """From what a caller hands over to the arrays of the step: checked, compacted and padded to buckets."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -13,9 +14,12 @@ from models.decoder import VisionEmbeddings
 from models.errors import InputError, SettingsError
 from models.model import Model
 from sample.config import SamplingConfig
+from sample.endless import StreamPlan, make_plan
 from sample.inputs import VLMInputs
 from sample.logits import SamplingParams, sampling_params
+from sample.loops import LONGEST_PATTERN, History, history_of
 from sample.step import Prompt
+from sample.stream_config import StreamConfig
 
 _SHORTEST_PROMPT, _SMALLEST_CACHE = 64, 256  # tokens
 _MOST_ALTERNATIVES = 20
@@ -32,8 +36,15 @@ class Request(NamedTuple):
     vision: VisionEmbeddings | None
     sampling: SamplingParams
     key: UInt32[Array, "B words"]
+    history: History
     slots: int
     top: int
+    plan: StreamPlan | None = None
+
+    @property
+    def arguments(self) -> tuple[Prompt, VisionEmbeddings | None, SamplingParams, Array, History]:
+        """What `prefill` takes behind the model and its parameters."""
+        return self.prompt, self.vision, self.sampling, self.key, self.history
 
 
 def make_request(
@@ -42,6 +53,7 @@ def make_request(
     configs: SamplingConfig | Sequence[SamplingConfig],
     rng: Array,
     tokenizer: Any = None,
+    stream: StreamConfig | None = None,
 ) -> Request:
     """Check the inputs against the model and round all sizes up to buckets.
 
@@ -49,12 +61,13 @@ def make_request(
         inputs: pictures and prompts, or `[B, T]` token ids for text alone.
         configs: one for all rows, or one per row.
         rng: one key (row i gets `fold_in(rng, i)`) or B keys; old-style or new-style.
-        tokenizer: only asked whether there is one, as stop strings need it.
+        tokenizer: only asked whether there is one, as stop strings and summaries need it.
+        stream: how a single row goes on when its cache is full.
 
     Raises:
         InputError: tokens that are no ids of this model, or do not fit its context, `grid_thw` or `vision`.
-        SettingsError: no key, no configuration, a number of either that is not the number of rows, or stop
-            strings without a tokenizer.
+        SettingsError: no key, no configuration, a number of either that is not the number of rows, stop
+            strings or a summary without a tokenizer, or what the cache is to keep does not fit it.
     """
     if not isinstance(inputs, VLMInputs):
         inputs = VLMInputs(inputs, None, np.zeros((0, 3), np.int32), model.image_pad_id)
@@ -63,24 +76,75 @@ def make_request(
     configs = _configs(configs, len(rows))
     if tokenizer is None and any(c.stop for c in configs):
         raise SettingsError("stop: stop strings need a tokenizer")
-    _check_room(model, rows, configs)
-    longest = max(map(len, rows))
+    if stream is None:
+        _check_room(model, rows, configs)
+    else:
+        configs = _check_stream(model, rows, configs, stream, tokenizer)
     padding = bucket(len(rows), 1) - len(rows)
-    prompt = _prompt(model, grid_thw, rows, padding, bucket(longest, _SHORTEST_PROMPT))
-    image_tokens = sum(int((r == inputs.image_pad_id).sum()) for r in rows)
+    prompt = _prompt(model, grid_thw, rows, padding, bucket(max(map(len, rows)), _SHORTEST_PROMPT))
+    image_tokens = int((prompt.vision_rows >= 0).sum())
     _check_vision(model, inputs.vision, image_tokens)
+    plan = None
+    if stream is not None and stream.policy != "stop":
+        plan = make_plan(model, prompt, grid_thw, stream)
     needed = max(len(r) + c.max_new_tokens for r, c in zip(rows, configs, strict=True))
+    needed = needed if plan is None else min(needed, plan.context)
+    padded = configs + [_PADDING] * padding
     return Request(
         configs=configs,
         lengths=[len(r) for r in rows],
         image_tokens=image_tokens,
         prompt=prompt,
         vision=inputs.vision,
-        sampling=jax.device_put(sampling_params(configs + [_PADDING] * padding, vocab_size=model.vocab_size)),
+        sampling=jax.device_put(sampling_params(padded, vocab_size=model.vocab_size)),
         key=_row_keys(rng, configs, len(rows), padding),
+        history=_history(rows + [rows[0][:0]] * padding, padded, plan),
         slots=bucket(max(needed, prompt.tokens.shape[1]), _SMALLEST_CACHE),
         top=min(_MOST_ALTERNATIVES, model.vocab_size) if any(c.top_logprobs for c in configs) else 0,
+        plan=plan,
     )
+
+
+def _check_stream(
+    model: Model,
+    rows: list[np.ndarray],
+    configs: list[SamplingConfig],
+    stream: StreamConfig,
+    tokenizer: Any,
+) -> list[SamplingConfig]:
+    """The configurations; "stop" shortens the answer to what the stream's context leaves."""
+    if not isinstance(stream, StreamConfig):
+        raise SettingsError(f"stream: {type(stream).__name__}; allowed: a StreamConfig, or None")
+    if len(rows) != 1:
+        raise InputError(f"stream: a batch of {len(rows)}; allowed: 1")
+    if stream.summary is not None and tokenizer is None:
+        raise SettingsError("summary: a summary needs a tokenizer")
+    if stream.context > model.context_length:
+        raise SettingsError(
+            f"context: {stream.context}; allowed: up to {model.context_length}, the model's context"
+        )
+    room = stream.context - len(rows[0])
+    if room < 1:
+        raise InputError(
+            f"the prompt has {len(rows[0])} tokens;"
+            f" allowed: up to {stream.context - 1}, one less than {stream.context}, the stream's context"
+        )
+    if stream.policy != "stop":
+        return configs
+    return [dataclasses.replace(c, max_new_tokens=min(c.max_new_tokens, room)) for c in configs]
+
+
+def _history(rows: list[np.ndarray], configs: list[SamplingConfig], plan: StreamPlan | None) -> History:
+    """As wide as n-grams, patterns or a stream's tail need, and no wider than the sequences become."""
+    watched = 0
+    for row, config in zip(rows, configs, strict=True):
+        if config.no_repeat_ngram_size:
+            watched = max(watched, min(config.no_repeat_ngram_window, len(row) + config.max_new_tokens))
+        if config.max_pattern_repeats:
+            watched = max(watched, LONGEST_PATTERN + 1)
+    watched = bucket(watched, _SHORTEST_PROMPT) if watched else 0
+    remembered = 0 if plan is None else plan.remembered
+    return history_of(rows, max(watched, bucket(remembered, _SHORTEST_PROMPT) if remembered else 0), watched)
 
 
 def _configs(given: Any, rows: int) -> list[SamplingConfig]:
@@ -166,7 +230,9 @@ def _prompt(model: Model, grid_thw: np.ndarray, rows: list[np.ndarray], padding:
         row[: len(ids)] = ids
     lengths = np.array([len(r) for r in rows], np.int32)
     positions, deltas = model.prompt_positions(tokens, grid_thw, lengths)
-    return Prompt(tokens, positions, lengths, deltas)
+    seen = (tokens == model.image_pad_id) & (np.arange(width) < lengths[:, None])
+    vision_rows = np.where(seen, np.cumsum(seen).reshape(seen.shape) - 1, -1).astype(np.int32)
+    return Prompt(tokens, positions, lengths, deltas, vision_rows)
 
 
 def _row_keys(rng: Any, configs: list[SamplingConfig], rows: int, padding: int) -> UInt32[Array, "B words"]:

@@ -3,10 +3,26 @@
 import time
 from collections import deque
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
 _REMEMBERED = 65536  # latencies, so that an endless stream stays bounded
+_RESEEDS = 4096  # remembered
+
+
+class Reseed(NamedTuple):
+    """How room was made in a full cache, by the policies "reseed" and "shift". Counts are tokens."""
+
+    token: int  # index among the generated ones: the first that was drawn behind it
+    policy: str
+    sinks: int  # of the prompt
+    summary: int  # behind them, of the summary
+    tail: int  # the most recent ones that stayed
+    evicted: int  # that left the cache
+    pause: float = (
+        0.0  # seconds, from its dispatch, or the output before it if that came later, to its output
+    )
 
 
 @dataclass
@@ -18,6 +34,9 @@ class StreamStats:
     new_tokens: int = 0
     time_to_first_token: float | None = None
     inter_token_latencies: deque[float] = field(default_factory=lambda: deque(maxlen=_REMEMBERED))
+    reseeds: int = 0  # how often the cache was renewed, by any policy
+    recent_reseeds: deque[Reseed] = field(default_factory=lambda: deque(maxlen=_RESEEDS))
+    surprisal_errors: int = 0  # tokens whose surprisal was no finite number
     _begun: float = field(default_factory=time.perf_counter, repr=False)
     _first: float = field(default=0.0, repr=False)
     _last: float = field(default=0.0, repr=False)

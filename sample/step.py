@@ -14,9 +14,19 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 from models.cache import KVCache
 from models.decoder import VisionEmbeddings
 from models.model import Model
-from sample.logits import LogProbabilities, SamplingParams, draw, log_probabilities, process_logits
+from sample.logits import (
+    LogProbabilities,
+    SamplingParams,
+    allowed_logits,
+    draw,
+    log_probabilities,
+    process_logits,
+)
+from sample.loops import LONGEST_PATTERN, History, pushed, repeated_pattern
 
-RUNNING, STOPPED, OUT_OF_LENGTH = 0, 1, 2  # how a row stands
+# How a row stands. EXHAUSTED: no token was left to draw, so none was.
+RUNNING, STOPPED, OUT_OF_LENGTH, REPEATING, EXHAUSTED = range(5)
+_FIXED = 4  # columns of a packed row before its alternatives
 
 
 class Prompt(NamedTuple):
@@ -26,6 +36,7 @@ class Prompt(NamedTuple):
     positions: Int[Array | np.ndarray, "axes B T"]
     lengths: Int[Array | np.ndarray, "B"]
     deltas: Int[Array | np.ndarray, "B"]
+    vision_rows: Int[Array | np.ndarray, "B T"]  # the row of the pictures' embeddings; -1: text
 
 
 class DecodeState(NamedTuple):
@@ -39,14 +50,16 @@ class DecodeState(NamedTuple):
     key: UInt32[Array, "B words"]  # a row's own; token n is drawn with fold_in(key, n)
     in_prompt: Bool[Array, "B V"]
     drawn: Int[Array, "B V"]  # how often each token was drawn
-    status: Int[Array, "B"]  # RUNNING, STOPPED or OUT_OF_LENGTH
+    status: Int[Array, "B"]  # RUNNING, or how the row ended
+    history: History  # prompt and drawn tokens, as many as anything asks for
 
 
 class StepOutput(NamedTuple):
-    """What one step tells the host: B rows, and `top` alternatives to each token."""
+    """What one step tells the host: B rows, and `top` alternatives to each token. EXHAUSTED: no token."""
 
     token: np.ndarray  # int32 [B]
     logprob: np.ndarray  # float32 [B]
+    raw_logprob: np.ndarray  # float32 [B], whatever `logprob` is
     status: np.ndarray  # int32 [B]
     top_ids: np.ndarray  # int32 [B, top]
     top_logprobs: np.ndarray  # float32 [B, top]
@@ -60,6 +73,7 @@ def prefill(
     vision: VisionEmbeddings | None,
     sampling: SamplingParams,
     key: UInt32[Array, "B words"],
+    history: History,
     *,
     slots: int,
     top: int,
@@ -80,8 +94,8 @@ def prefill(
         model.empty_cache(B, slots),
         vision,
         T,
+        jnp.asarray(prompt.vision_rows),
     )
-    last = jnp.take_along_axis(hidden, (prompt.lengths - 1)[:, None, None], axis=1)[:, 0]
     rows = jnp.arange(B)[:, None]
     real = jnp.arange(T) < prompt.lengths[:, None]
     state = DecodeState(
@@ -94,8 +108,14 @@ def prefill(
         in_prompt=jnp.zeros((B, model.vocab_size), bool).at[rows, prompt.tokens].max(real),
         drawn=jnp.zeros((B, model.vocab_size), jnp.int32),
         status=start,
+        history=jax.tree.map(jnp.asarray, history),
     )
-    return _draw_next(model, params, state, last, sampling, top)
+    return draw_next(model, params, state, last_of(hidden, state.length), sampling, top)
+
+
+def last_of(hidden: Float[Array, "B T D"], lengths: Int[Array, "B"]) -> Float[Array, "B D"]:
+    """Each row's last token of a right-padded batch."""
+    return jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
 
 
 def _step(
@@ -106,7 +126,7 @@ def _step(
     hidden, cache = model.call("forward", params, state.token[:, None], positions, state.length, state.cache)
     running = state.status == RUNNING
     state = state._replace(cache=cache, length=state.length + running)
-    return _draw_next(model, params, state, hidden[:, 0], sampling, top)
+    return draw_next(model, params, state, hidden[:, 0], sampling, top)
 
 
 @partial(jax.jit, static_argnames=("model", "top"), donate_argnames="state")
@@ -137,7 +157,7 @@ def decode_steps(
         The state, the packed outputs, and how many of them were made.
     """
     state = state._replace(status=jnp.where(ended & (state.status == RUNNING), STOPPED, state.status))
-    outputs = jnp.zeros((steps, state.token.shape[0], 3 + 2 * top), jnp.int32)
+    outputs = jnp.zeros((steps, state.token.shape[0], _FIXED + 2 * top), jnp.int32)
 
     def unfinished(carry: tuple) -> Bool[Array, ""]:
         state, _, i = carry
@@ -151,7 +171,7 @@ def decode_steps(
     return jax.lax.while_loop(unfinished, body, (state, outputs, jnp.int32(0)))
 
 
-def _draw_next(
+def draw_next(
     model: Model,
     params: Any,
     state: DecodeState,
@@ -159,39 +179,56 @@ def _draw_next(
     sampling: SamplingParams,
     top: int,
 ) -> tuple[DecodeState, Int[Array, "B packed"]]:
+    """Each running row's next token from its last hidden state, and how the row stands with it."""
     logits = model.call("head", params, hidden)
-    processed = process_logits(logits, sampling, state.in_prompt, state.drawn)
+    allowed, exhausted = allowed_logits(logits, sampling, state.history)
+    processed = process_logits(allowed, sampling, state.in_prompt, state.drawn)
     token = draw(jax.vmap(jax.random.fold_in)(state.key, state.count), processed, sampling)
     logprob = log_probabilities(logits, processed, token, sampling, top)
     running = state.status == RUNNING
-    count = state.count + running
-    stopped = (token[:, None] == sampling.eos_ids).any(-1)
-    status = jnp.where(stopped, STOPPED, jnp.where(count >= sampling.max_new_tokens, OUT_OF_LENGTH, RUNNING))
+    drawing = running & ~exhausted
+    count = state.count + drawing
+    history = pushed(state.history, token, drawing)
+    status = jnp.where(exhausted, EXHAUSTED, _status(token, count, history, sampling))
     rows = jnp.arange(token.shape[0])
     state = state._replace(
-        token=jnp.where(running, token, state.token),
+        token=jnp.where(drawing, token, state.token),
         count=count,
-        drawn=state.drawn.at[rows, token].add(running.astype(jnp.int32)),
+        drawn=state.drawn.at[rows, token].add(drawing.astype(jnp.int32)),
         status=jnp.where(running, status, state.status),
+        history=history,
     )
     return state, _pack(state, logprob)
 
 
+def _status(
+    token: Int[Array, "B"], count: Int[Array, "B"], history: History, sampling: SamplingParams
+) -> Int[Array, "B"]:
+    """How a row stands that has just drawn this token."""
+    status = jnp.where(count >= sampling.max_new_tokens, OUT_OF_LENGTH, RUNNING)
+    if history.matched.shape[1] > LONGEST_PATTERN:
+        repeating = repeated_pattern(history, sampling.max_pattern_repeats, count)
+        status = jnp.where(repeating, REPEATING, status)
+    return jnp.where((token[:, None] == sampling.eos_ids).any(-1), STOPPED, status)
+
+
 def _pack(state: DecodeState, logprob: LogProbabilities) -> Int[Array, "B packed"]:
-    """One array, so that a step costs one transfer: token, status, logprob, alternatives."""
+    """One array, so that a step costs one transfer: token, status, logprobs, alternatives."""
     bits = partial(jax.lax.bitcast_convert_type, new_dtype=jnp.int32)
-    columns = [state.token[:, None], state.status[:, None], bits(logprob.token)[:, None]]
+    floats = bits(jnp.stack([logprob.token, logprob.raw], axis=1))
+    columns = [state.token[:, None], state.status[:, None], floats]
     return jnp.concatenate([*columns, logprob.top_ids, bits(logprob.top)], axis=1)
 
 
 def unpack(packed: np.ndarray) -> StepOutput:
-    """`packed [..., B, 3 + 2 top]` on the host, as it is named there."""
-    top = (packed.shape[-1] - 3) // 2
+    """`packed [..., B, 4 + 2 top]` on the host, as it is named there."""
+    top = (packed.shape[-1] - _FIXED) // 2
     floats = packed.view(np.float32)
     return StepOutput(
         token=packed[..., 0],
         logprob=floats[..., 2],
+        raw_logprob=floats[..., 3],
         status=packed[..., 1],
-        top_ids=packed[..., 3 : 3 + top],
-        top_logprobs=floats[..., 3 + top :],
+        top_ids=packed[..., _FIXED : _FIXED + top],
+        top_logprobs=floats[..., _FIXED + top :],
     )

@@ -1,8 +1,9 @@
 """`sample_streaming`: a Python loop over the jitted step, one step ahead of the host."""
 
+import time
 from collections.abc import Iterator, Sequence
 from types import TracebackType
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Array
@@ -10,14 +11,16 @@ from jaxtyping import Array
 from models.errors import InputError
 from models.model import Model
 from sample.config import SamplingConfig
+from sample.endless import EndlessCache
 from sample.inputs import VLMInputs
+from sample.outcome import Alternatives, FinishReason, alternatives, finish_reason
+from sample.perplexity import PerplexityTracker
 from sample.request import Request, make_request
-from sample.stats import StreamStats
-from sample.step import RUNNING, STOPPED, DecodeState, StepOutput, decode_step, prefill, unpack
+from sample.stats import Reseed, StreamStats
+from sample.step import EXHAUSTED, DecodeState, StepOutput, decode_step, prefill, unpack
+from sample.stream_config import StreamConfig
+from sample.summary import SummarySidecar
 from sample.text import TextStream
-
-FinishReason = Literal["stop", "length", "cancelled", "error"]
-Alternatives = list[tuple[int, float]]  # (token id, logprob), the likeliest first
 
 
 class Token(NamedTuple):
@@ -36,6 +39,7 @@ def sample_streaming(
     rng: Array,
     *,
     tokenizer: Any = None,
+    stream: StreamConfig | None = None,
 ) -> "TokenStream":
     """Generate one sequence and yield its tokens as they are made.
 
@@ -45,6 +49,8 @@ def sample_streaming(
         rng: a key, old-style or new-style; `cfg.seed` comes before it. To repeat row i of
             `sample(rng=keys)`, pass `keys[i : i + 1]`.
         tokenizer: without one, the texts are empty.
+        stream: how the stream goes on when its cache is full; without it, prompt and answer fit the model's
+            context together.
 
     Returns:
         An iterator of `Token`; nothing runs before its first element is asked for. The texts, joined,
@@ -52,34 +58,65 @@ def sample_streaming(
 
     Raises:
         InputError: a batch larger than 1, or inputs that do not fit the model.
-        SettingsError: stop strings without a tokenizer, no key, or not one configuration.
+        SettingsError: stop strings or a summary without a tokenizer, no key, not one configuration, or a
+            `stream` that does not fit the model or the prompt.
     """
-    request = make_request(model, inputs, cfg, rng, tokenizer)
+    request = make_request(model, inputs, cfg, rng, tokenizer, stream)
     if len(request.lengths) != 1:
         raise InputError(
             f"sample_streaming: a batch of {len(request.lengths)}; allowed: 1 (use sample() for more)"
         )
-    return TokenStream(model, params, request, tokenizer)
+    if request.plan is None or stream is None or stream.summary is None:
+        return TokenStream(model, params, request, tokenizer)
+    sidecar = SummarySidecar.for_stream(
+        stream.summary, model, params, tokenizer, request.configs[0].eos_ids, request.plan.budget
+    )
+    return TokenStream(model, params, request, tokenizer, sidecar)
+
+
+class _Ahead(NamedTuple):
+    """A step that the device works on."""
+
+    packed: Array
+    reseed: Reseed | None
+    dispatched: float  # seconds on the host's clock
 
 
 class TokenStream(Iterator[Token]):
     """A running generation.
 
-    `finish_reason` is None while it runs, `stats` grows with it, `top_logprobs` are the alternatives to
-    the last token, as (id, logprob), and `rest` is text that was held back when `cancel` or an error
-    ended the stream between two tokens.
+    `finish_reason` is None while it runs, and `stats` and `perplexity` grow with it. `surprisal` is minus the
+    last token's log-probability in nats, under the raw logits; `top_logprobs` are the alternatives to it, as
+    (id, logprob); `reseed` tells how room was made right before it, if it was. `summary` is what summarises
+    beside the stream, if anything does. `rest` is text that was held back when `cancel`, an error, or a lack
+    of tokens that do not repeat ended the stream between two tokens.
     """
 
-    def __init__(self, model: Model, params: Any, request: Request, tokenizer: Any) -> None:
+    def __init__(
+        self,
+        model: Model,
+        params: Any,
+        request: Request,
+        tokenizer: Any,
+        summary: SummarySidecar | None = None,
+    ) -> None:
         self.finish_reason: FinishReason | None = None
         self.stats = StreamStats(request.lengths[0], request.image_tokens)
+        self.perplexity = PerplexityTracker()
+        self.surprisal = float("nan")
         self.top_logprobs: Alternatives = []
+        self.reseed: Reseed | None = None
+        self.summary = summary
         self.rest = ""
         self._model, self._params, self._request = model, model.decoder_params(params), request
-        config = request.configs[0]
+        config, plan = request.configs[0], request.plan
         self._text = None if tokenizer is None else TextStream(tokenizer, config.stop, config.eos_ids)
+        self._endless = None if plan is None else EndlessCache(plan, request.vision, summary)
         self._state: DecodeState | None = None
-        self._ahead: Any = None  # the packed output of the step that runs
+        self._ahead: _Ahead | None = None
+        self._failure: Exception | None = (
+            None  # of a dispatch, told when the token before it has been yielded
+        )
         self._dispatched = 0
         self._cancelled = False
 
@@ -100,6 +137,8 @@ class TokenStream(Iterator[Token]):
         except Exception:
             self._finish("error")
             raise
+        if token is None:
+            raise StopIteration
         self.stats.record_token()
         return token
 
@@ -118,48 +157,76 @@ class TokenStream(Iterator[Token]):
 
     def _next_output(self) -> StepOutput:
         """Dispatch the step behind the one that is waited for, so that the device is never idle."""
-        if self._ahead is None:
-            self._dispatch()
-        waited_for = self._ahead
+        if self._failure is not None:
+            raise self._failure
+        ahead = self._ahead or self._dispatch()
+        self._ahead = None
         if self._dispatched < self._request.configs[0].max_new_tokens:
-            self._dispatch()
-        return unpack(np.asarray(waited_for))
+            try:
+                self._ahead = self._dispatch()
+            except RuntimeError as error:  # JAX's kind, for the device; the token before it is whole
+                self._failure = error
+        output = unpack(np.asarray(ahead.packed))
+        self._tell_reseed(ahead, pause=time.perf_counter() - ahead.dispatched)
+        return output
 
-    def _dispatch(self) -> None:
-        r = self._request
+    def _dispatch(self) -> _Ahead:
+        r, begun, reseed = self._request, time.perf_counter(), None
         if self._state is None:
-            self._state, self._ahead = prefill(
-                self._model, self._params, r.prompt, r.vision, r.sampling, r.key, slots=r.slots, top=r.top
+            self._state, packed = prefill(self._model, self._params, *r.arguments, slots=r.slots, top=r.top)
+        elif self._endless is not None:
+            self._state, packed, reseed = self._endless.step(
+                self._model, self._params, self._state, r.sampling, r.top
             )
         else:
-            self._state, self._ahead = decode_step(
-                self._model, self._params, self._state, r.sampling, top=r.top
-            )
-        self._ahead.copy_to_host_async()
+            self._state, packed = decode_step(self._model, self._params, self._state, r.sampling, top=r.top)
+        packed.copy_to_host_async()
         self._dispatched += 1
+        return _Ahead(packed, reseed, begun)
 
-    def _token(self, output: StepOutput) -> Token:
+    def _tell_reseed(self, ahead: _Ahead, pause: float) -> None:
+        self.reseed = None
+        if ahead.reseed is None:
+            return
+        self.stats.reseeds += 1
+        if ahead.reseed.policy != "window":  # which computes anew at each token
+            self.reseed = ahead.reseed._replace(pause=pause)
+            self.stats.recent_reseeds.append(self.reseed)
+            self.perplexity.mark_reseed()
+
+    def _token(self, output: StepOutput) -> Token | None:
         token, status = int(output.token[0]), int(output.status[0])
+        ended = finish_reason(status)
+        if ended is not None and status == EXHAUSTED:
+            self._finish(ended)
+            return None
+        self._count_surprisal(-float(output.raw_logprob[0]))
         self.top_logprobs = alternatives(output.top_ids[0], output.top_logprobs[0], self._request.configs[0])
+        if self._endless is not None:
+            self._endless.delivered(token)
         text = ""
         if self._text is not None:
             text = self._text.push(token)
-            if status != RUNNING:
+            if ended is not None:
                 text += self._text.close()
             if self._text.stopped:
-                status = STOPPED
-        if status != RUNNING:
-            self._finish("stop" if status == STOPPED else "length")
+                ended = "stop"
+        if ended is not None:
+            self._finish(ended)
         return Token(token, text, float(output.logprob[0]))
+
+    def _count_surprisal(self, surprisal: float) -> None:
+        self.surprisal = surprisal
+        try:
+            self.perplexity.add(surprisal)
+        except InputError:
+            self.stats.surprisal_errors += 1
 
     def _finish(self, reason: FinishReason) -> None:
         """Let go of the device's memory and of the text that was held back."""
         self.finish_reason = reason
         self._state = self._ahead = None
+        if self._endless is not None:
+            self._endless.close()
+            self._endless = None
         self.rest = "" if self._text is None else self._text.close()
-
-
-def alternatives(ids: np.ndarray, logprobs: np.ndarray, config: SamplingConfig) -> Alternatives:
-    """As many of one token's alternatives as `config` asks for."""
-    wanted = config.top_logprobs
-    return list(zip(ids[:wanted].tolist(), logprobs[:wanted].tolist(), strict=True))

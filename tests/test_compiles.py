@@ -80,7 +80,7 @@ def running(tiny):
     model, params, _ = tiny()
     tokens = np.arange(12, dtype=np.int32)[None]
     r = make_request(model, tokens, SamplingConfig(max_new_tokens=900), jax.random.key(0))
-    state, _ = prefill(model, params, r.prompt, r.vision, r.sampling, r.key, slots=r.slots, top=r.top)
+    state, _ = prefill(model, params, *r.arguments, slots=r.slots, top=r.top)
     return model, params, state, r
 
 
@@ -98,7 +98,7 @@ def test_a_step_makes_no_copy_of_the_cache(tiny, new_tokens):
     model, params, _ = tiny()
     rows = np.arange(12, dtype=np.int32)[None].repeat(8, 0)
     r = make_request(model, rows, SamplingConfig(max_new_tokens=new_tokens), jax.random.key(0))
-    state, _ = prefill(model, params, r.prompt, r.vision, r.sampling, r.key, slots=r.slots, top=r.top)
+    state, _ = prefill(model, params, *r.arguments, slots=r.slots, top=r.top)
     cache = sum(buffer.nbytes for buffer in state.cache.keys + state.cache.values)
     memory = decode_step.lower(model, params, state, r.sampling, top=0).compile().memory_analysis()
     logits = 8 * model.vocab_size * 4
