@@ -11,7 +11,7 @@ from models import LoadedModel, encode_vision, load_model
 from models.smolvlm import tile_places
 from sample import SamplingConfig, VLMInputs, sample, sample_streaming
 from tests.golden.parity.make_smolvlm import FILE, STEPS, Case, cases, load_reference, reference
-from tests.tiny_smolvlm import VARIANTS, tiny_checkpoint
+from tests.tiny_smolvlm import VARIANTS, patches_of, tiny_checkpoint
 
 TOLERANCE = 2e-4  # of the largest value
 GREEDY = SamplingConfig(temperature=0, max_new_tokens=STEPS)
@@ -43,22 +43,15 @@ def truth(request: pytest.FixtureRequest, directory: Callable) -> Callable[[str,
     return lambda variant, name: reference(model(variant), CASES[variant][name])
 
 
-def patches_of(config, tiles: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Tiles `[n, 3, height, width]` as `encode_vision` wants them; pixels that fill no patch are cut off."""
-    pixels, size = np.concatenate(tiles), config.vision.patch_size
-    side = pixels.shape[2] // size
-    pixels = pixels[:, :, : side * size, : side * size].reshape(-1, 3, side, size, side, size)
-    patches = pixels.transpose(0, 2, 4, 1, 3, 5).reshape(-1, config.vision.patch_dim)
-    return patches, np.tile(np.array([1, side, side], np.int32), (len(pixels), 1))
-
-
 def inputs_of(model, params, case: Case) -> VLMInputs:
-    patches, grid = patches_of(model.config, case.tiles)
+    tiles, size = np.concatenate(case.tiles), model.config.vision.patch_size
+    side = tiles.shape[2] // size
+    grid = np.tile(np.array([1, side, side], np.int32), (len(tiles), 1))
     width = max(map(len, case.rows))
     tokens, mask = np.zeros((len(case.rows), width), np.int32), np.zeros((len(case.rows), width), bool)
     for i, row in enumerate(case.rows):
         tokens[i, : len(row)], mask[i, : len(row)] = row, True
-    vision = encode_vision(model, params, patches, grid) if len(grid) else None
+    vision = encode_vision(model, params, patches_of(tiles, size), grid) if len(grid) else None
     return VLMInputs(tokens, vision, grid, model.image_pad_id, attention_mask=mask)
 
 

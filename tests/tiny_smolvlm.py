@@ -141,6 +141,13 @@ def token_id(word: str, variant: str = "tied") -> int:
     return build_tokenizer(variant).get_vocab()[word]
 
 
+def patches_of(tiles: np.ndarray, size: int) -> np.ndarray:
+    """Square tiles `[n, 3, height, width]` as flat patches; pixels that fill no patch are cut off."""
+    side = tiles.shape[2] // size
+    cut = tiles[:, :, : side * size, : side * size].reshape(len(tiles), 3, side, size, side, size)
+    return np.ascontiguousarray(cut.transpose(0, 2, 4, 1, 3, 5)).reshape(-1, 3 * size * size)
+
+
 def tiny_tensors(config: dict[str, Any], seed: int = 0) -> dict[str, np.ndarray]:
     """Random float32 weights by their names on disk; large enough that logits differ clearly."""
     parsed = SmolVLMConfig.from_dict(config)
