@@ -20,7 +20,6 @@ import numpy as np
 
 from benchmarks.measure import Spread, interleaved
 from models import load_model
-from models.images import preprocess
 from models.load import EMBEDDED
 from sample import SamplingConfig, VLMInputs, prepare_inputs, sample, sample_streaming
 from sample.pictures import open_picture
@@ -84,7 +83,7 @@ def main() -> None:
         "sample": lambda n: sample(model, params, inputs, config(n), key, tokenizer=processor.tokenizer),
     }
     if importlib.util.find_spec("torch"):
-        pixels, _ = preprocess([open_picture(PICTURE)], processor.images)
+        pixels, _ = processor.images.preprocess([open_picture(PICTURE)])
         directory = EMBEDDED if args.model == "embedded" else Path(args.model)
         for threads in sorted({1, os.cpu_count() or 1}):  # where other work runs, one may be the faster
             contestants[f"transformers, {threads} threads"] = transformers_run(
