@@ -11,11 +11,13 @@ from cli.interrupts import INTERRUPTED, Interrupts
 from cli.output import writer_for
 from cli.report import Report, batch_closing_line
 from cli.requests import batch_requests
+from cli.streams import check_whole_answers
 from conf.schema import Settings
 
 
 def answer(settings: Settings, report: Report, interrupts: Interrupts) -> int:
     requests = batch_requests(settings.inference)
+    check_whole_answers(settings)
     loaded, compilations = load(settings.model, report)
 
     import jax  # noqa: PLC0415  (settings and requests are checked before JAX is imported)
@@ -40,7 +42,7 @@ def answer(settings: Settings, report: Report, interrupts: Interrupts) -> int:
     seconds = time.perf_counter() - began
     report.end()
     rows = rows_of(requests, result)
-    writer = writer_for(settings.output)
+    writer = writer_for(settings.output.format)
     for request, row in zip(requests, rows, strict=True):
         writer.row(request.header() if len(rows) > 1 else None, row)
     summary = batch_summary(rows, inputs, seconds)

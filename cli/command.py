@@ -3,8 +3,9 @@
 import contextlib
 import os
 import sys
+import threading
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from cli.interrupts import Interrupts
 from cli.report import Report, report_for_stderr
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from conf.schema import Settings
 
 DONE, FAILED, WRONG, CLOSED_PIPE = 0, 1, 2, 141  # 141: 128 + SIGPIPE, the shell's convention
+_SUMMARY = "summary"  # the name of sample.summary's threads
 _LONGEST_LINE = 1000  # characters; the device's own reports of a full memory run to pages
 
 Body = Callable[["Settings", Report, Interrupts], int]
@@ -41,6 +43,16 @@ def run_command(body: Body, purpose: str, argv: Sequence[str]) -> int:
         status = _complain(report, error, FAILED)
     _discard_output()
     return status
+
+
+def leave(status: int) -> NoReturn:
+    """End the process, without waiting for a summary that is still being made: its thread, in compiled code,
+    would abort an orderly shutdown."""
+    if any(thread.name == _SUMMARY for thread in threading.enumerate()):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def _run(body: Body, purpose: str, argv: Sequence[str], report: Report, interrupts: Interrupts) -> int:

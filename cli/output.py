@@ -6,11 +6,17 @@ import sys
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from conf.schema import Output
+from conf.schema import Format
 
 
 class Writer(Protocol):
-    def token(self, index: int, token: Any, alternatives: Sequence[tuple[int, float]]) -> None:
+    def event(self, kind: str, fields: dict[str, Any]) -> None:
+        """What happened in a stream, beside its tokens."""
+        ...
+
+    def token(
+        self, index: int, token: Any, surprisal: float, alternatives: Sequence[tuple[int, float]]
+    ) -> None:
         """A token of a stream: `token` is (token_id, text, logprob)."""
         ...
 
@@ -29,7 +35,12 @@ class TextWriter:
     def __init__(self) -> None:
         self._streaming = False
 
-    def token(self, index: int, token: Any, alternatives: Sequence[tuple[int, float]]) -> None:
+    def event(self, kind: str, fields: dict[str, Any]) -> None:
+        pass
+
+    def token(
+        self, index: int, token: Any, surprisal: float, alternatives: Sequence[tuple[int, float]]
+    ) -> None:
         self._streaming = True
         sys.stdout.write(token.text)
         sys.stdout.flush()
@@ -45,27 +56,33 @@ class TextWriter:
 
 
 class JsonWriter:
-    """One ASCII JSON object per line, so that no text can break a line; the last one is the summary."""
+    """One ASCII JSON object per line, so that no text can break a line. Its `event` says what it is; the last
+    one is "end"."""
 
-    def token(self, index: int, token: Any, alternatives: Sequence[tuple[int, float]]) -> None:
-        line = {"index": index, "token_id": token.token_id, "text": token.text, "logprob": token.logprob}
+    def event(self, kind: str, fields: dict[str, Any]) -> None:
+        self._write({"event": kind} | fields)
+
+    def token(
+        self, index: int, token: Any, surprisal: float, alternatives: Sequence[tuple[int, float]]
+    ) -> None:
+        line = {"index": index, **token._asdict(), "surprisal": surprisal}
         if alternatives:
             line["top_logprobs"] = [list(pair) for pair in alternatives]
-        self._write(line)
+        self.event("token", line)
 
     def row(self, header: str | None, row: dict[str, Any]) -> None:
-        self._write(row)
+        self.event("answer", row)
 
     def close(self, rest: str, summary: dict[str, Any]) -> None:
-        self._write({"rest": rest} | summary if rest else summary)
+        self.event("end", {"rest": rest} | summary if rest else summary)
 
     def _write(self, line: dict[str, Any]) -> None:
         sys.stdout.write(json.dumps(_plain(line), allow_nan=False) + "\n")
         sys.stdout.flush()
 
 
-def writer_for(output: Output) -> Writer:
-    return JsonWriter() if output is Output.jsonl else TextWriter()
+def writer_for(format: Format) -> Writer:
+    return JsonWriter() if format is Format.jsonl else TextWriter()
 
 
 def _plain(value: Any) -> Any:

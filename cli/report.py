@@ -1,9 +1,13 @@
 """What goes to standard error: progress, the device, the closing line."""
 
+import statistics
 import sys
 import time
 from collections import Counter
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from sample import TokenStream
 
 _PLAIN_INTERVAL = 5.0  # seconds between two lines about one piece of work
 
@@ -102,10 +106,12 @@ def size(number: int) -> str:
     return f"{number / 1e9:.2f} GB" if number >= 1e9 else f"{number / 1e6:.1f} MB"
 
 
-def stream_summary(finish_reason: str | None, stats: Any) -> dict[str, Any]:
+def stream_summary(tokens: "TokenStream") -> dict[str, Any]:
     """The statistics of a stream, for the closing line and for output=jsonl."""
-    return {
-        "finish_reason": finish_reason,
+    stats = tokens.stats
+    pauses = [reseed.pause for reseed in stats.recent_reseeds]
+    summary = {
+        "finish_reason": tokens.finish_reason,
         "prompt_tokens": stats.prompt_tokens,
         "image_tokens": stats.image_tokens,
         "new_tokens": stats.new_tokens,
@@ -113,11 +119,21 @@ def stream_summary(finish_reason: str | None, stats: Any) -> dict[str, Any]:
         "tokens_per_second": stats.tokens_per_second,
         "median_latency": stats.median_latency,
         "p99_latency": stats.p99_latency,
+        "perplexity": tokens.perplexity.perplexity,
+        "window_perplexity": tokens.perplexity.window_perplexity,
+        "surprisal_errors": stats.surprisal_errors,
+        "reseeds": stats.reseeds,
+        "median_pause": statistics.median(pauses) if pauses else None,
+        "longest_pause": max(pauses, default=None),
     }
+    if tokens.summary is not None:
+        summary["summaries"] = dict(tokens.summary.counts)
+    return summary
 
 
 def closing_line(summary: dict[str, Any]) -> str:
-    """What `stream_summary` holds, for people; times that do not exist (no token yet) are left out."""
+    """What `stream_summary` holds, for people; what does not exist (times before a token, reseeds where there
+    were none) is left out."""
     parts = [
         f"finish: {summary['finish_reason']}",
         f"prompt: {summary['prompt_tokens']} tokens ({summary['image_tokens']} of pictures)",
@@ -130,7 +146,19 @@ def closing_line(summary: dict[str, Any]) -> str:
     if summary["median_latency"] is not None:
         median, p99 = summary["median_latency"] * 1e3, summary["p99_latency"] * 1e3
         parts.append(f"between tokens: median {median:.2f} ms, p99 {p99:.2f} ms")
+    if summary["reseeds"]:
+        parts.append(_reseeds(summary))
+    if "summaries" in summary:
+        counts = summary["summaries"].items()
+        parts.append(f"summaries: {', '.join(f'{count} {status}' for status, count in counts)}")
     return " | ".join(parts)
+
+
+def _reseeds(summary: dict[str, Any]) -> str:
+    text = f"reseeds: {summary['reseeds']}"
+    if summary["median_pause"] is not None:
+        text += f", pause median {summary['median_pause'] * 1e3:.0f} ms"
+    return f"{text} | perplexity: {summary['perplexity']:.2f}" if summary["perplexity"] else text
 
 
 def batch_closing_line(summary: dict[str, Any]) -> str:

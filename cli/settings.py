@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import Field
 from typing import Any, get_type_hints
@@ -64,7 +65,7 @@ def _split(argument: str, fields: dict[str, Field]) -> tuple[str, str]:
 
 
 def _unknown(argument: str, key: str, has_value: bool, fields: dict[str, Field]) -> str:
-    nearest = nearest_key(key.lstrip("-+~"), fields)
+    nearest = nearest_key(key.lstrip("-+~"), [*fields, *GROUP_OPTIONS])
     if has_value:
         what = f"unknown setting {shorten(key)}"
     else:
@@ -73,13 +74,15 @@ def _unknown(argument: str, key: str, has_value: bool, fields: dict[str, Field])
 
 
 def nearest_key(name: str, keys: Any) -> str:
-    """The key of the schema that looks most like `name`, by its full or its last part."""
+    """The key of the schema that looks most like `name`, by its full or its last part; of a group's settings
+    the first."""
 
     def likeness(key: str) -> float:
         forms = (key, key.rpartition(".")[2])
         return max(difflib.SequenceMatcher(None, name, form).ratio() for form in forms)
 
-    return max(keys, key=likeness)
+    own = [key for key in keys if key.startswith(f"{name}.")]
+    return own[0] if own else max(keys, key=likeness)
 
 
 def _compose(overrides: dict[str, str], fields: dict[str, Field]) -> Settings:
@@ -103,9 +106,7 @@ def _check_alone(key: str, value: str, fields: dict[str, Field]) -> None:
 
 
 def _check_range(key: str, given: str, settings: Settings, entry: Field) -> None:
-    value: Any = settings
-    for name in key.split("."):
-        value = getattr(value, name)
+    value: Any = functools.reduce(getattr, key.split("."), settings)
     limits: Range | None = entry.metadata["limits"]
     if limits is None or value is None:
         return
@@ -124,11 +125,14 @@ def _to_settings(overrides: dict[str, str]) -> Settings:
     return settings
 
 
+_PATHS = {"inference.image", "inference.prompts_file", "model.name", "output.plot", "stream.summary.model"}
+
+
 def _assign(settings: Settings, key: str, value: str) -> None:
-    group_name, _, name = key.partition(".")
-    group = getattr(settings, group_name)
+    *groups, name = key.split(".")
+    group = functools.reduce(getattr, groups, settings)
     parsed = parse_list(key, value) if isinstance(getattr(group, name), list) else value
-    if key not in {"inference.image", "inference.prompts_file", "model.name"}:  # paths may hold any bytes
+    if key not in _PATHS:  # they may hold any bytes
         for text in [parsed] if isinstance(parsed, str) else parsed:
             check_unicode(key, text)
     setattr(group, name, parsed)

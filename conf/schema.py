@@ -56,7 +56,8 @@ def typed(default: Any, meaning: str, allowed: str) -> Any:
 
 
 def number(default: Any, meaning: str, kind: str, limits: Range, note: str = "") -> Any:
-    allowed = " ".join(filter(None, [kind, str(limits), note, "or null" if default is None else ""]))
+    null = "or null" if default is None and "null" not in note else ""
+    allowed = " ".join(filter(None, [kind, str(limits), note, null]))
     return _field(default, help=meaning, allowed=allowed, limits=limits, typed_by_user=False)
 
 
@@ -71,9 +72,22 @@ class Logprobs(Enum):
     processed = "processed"
 
 
-class Output(Enum):
+class Format(Enum):
     text = "text"
     jsonl = "jsonl"
+
+
+class Policy(Enum):
+    stop = "stop"
+    reseed = "reseed"
+    shift = "shift"
+    window = "window"
+
+
+class SummaryFormat(Enum):
+    auto = "auto"
+    chat = "chat"
+    slim = "slim"
 
 
 @dataclass
@@ -126,11 +140,44 @@ class SamplingSettings:
         f"{{token_id:bias,...}}, each id {TOKEN_IDS}, each bias",
         Range(-100, 100),
     )
+    no_repeat_ngram_size: int | None = number(
+        None,
+        "block what would complete a sequence of so many tokens that prompt and answer hold already",
+        "an integer",
+        Range(2, 32, or_zero=True),
+        "(0: off), or null: 6 in an endless stream, else 0",
+    )
+    no_repeat_ngram_threshold: int | None = number(
+        None, "how often they hold it before it is blocked; null: 2", "an integer", Range(1, 1000)
+    )
+    no_repeat_ngram_window: int | None = number(
+        None,
+        "in how many of the latest tokens that is looked for; null: 4096",
+        "an integer",
+        Range(64, 65536),
+    )
+    no_repeat_ngram_exempt: list[int] | None = number(
+        None, "tokens that are never blocked", "a list [id,...] of integers", TOKEN_IDS
+    )
+    max_pattern_repeats: int | None = number(
+        None,
+        "end with reason repetition behind so many repeats in a row of the same 1 to 64 tokens",
+        "an integer",
+        Range(2, 1000, or_zero=True),
+        "(0: off)",
+    )
     max_new_tokens: int | None = number(
-        None, "the longest answer, in tokens", "an integer", Range(1, 2**31 - 1)
+        None,
+        "the longest answer, in tokens",
+        "an integer",
+        Range(1, 2**31 - 1),
+        "or null: no limit in an endless stream",
     )
     eos_id: list[int] | None = number(
         None, "tokens that end the answer", "a list [id,...] of integers", TOKEN_IDS
+    )
+    ignore_eos: bool | None = setting(
+        None, "tokens that end the answer are never drawn", "true, false, or null: true in an endless stream"
     )
     pad_id: int | None = number(None, "stands after the end of a shorter row", "an integer", TOKEN_IDS)
     stop: list[str] = typed(
@@ -162,19 +209,94 @@ class InferenceSettings:
 
 
 @dataclass
+class SummarySettings:
+    enabled: bool | None = setting(
+        None,
+        "what leaves the cache is summarised beside the stream, and the summary stands behind the sinks",
+        "true, false, or null: true with stream.policy=reseed",
+    )
+    model: str | None = typed(
+        None, "the checkpoint that summarises; without one, the model itself", "as for model.name"
+    )
+    format: SummaryFormat = setting(
+        SummaryFormat.auto,
+        "how it is asked",
+        "chat (by the chat template), slim (the prompt of slim-summarize, answered with a list), or auto: "
+        "chat where there is a template",
+    )
+    sink_ratio: float = number(
+        0.4, "the share of the context for sinks and summary together", "a number", Range(0.01, 0.99)
+    )
+    max_tokens: int = number(
+        200,
+        "the longest answer, in tokens, before it is cut to its budget",
+        "an integer",
+        Range(1, 2**31 - 1),
+    )
+    timeout: float = number(60.0, "seconds that a summary may take", "a number", Range(0.001, 1e6))
+
+
+@dataclass
+class StreamSettings:
+    policy: Policy = setting(
+        Policy.stop,
+        "what happens when the context is full: end; or go on, with sinks and tail computed anew (reseed), "
+        "with the tail moved behind the sinks (shift), or with all that fits computed anew for every token "
+        "(window: slow)",
+        "stop, reseed, shift or window",
+    )
+    context: int | None = number(
+        None,
+        "tokens that the cache holds",
+        "an integer",
+        Range(2, 2**31 - 1),
+        "and the model's own context, or null: 2048, or the model's own if that is smaller",
+    )
+    sinks: int | None = number(
+        None,
+        "how many of the prompt's first tokens stay for good",
+        "an integer",
+        Range(0, 2**31 - 1),
+        "or null: the whole prompt with its pictures",
+    )
+    tail: int = number(256, "the latest tokens that stay", "an integer", Range(0, 2**31 - 1))
+    summary: SummarySettings = field(default_factory=SummarySettings)
+
+
+@dataclass
+class OutputSettings:
+    format: Format = setting(
+        Format.text, "what standard output gets", "text, or jsonl: a JSON object for each token and event"
+    )
+    plot: str | None = typed(
+        None,
+        "draw the perplexity along the stream, with its reseeds (run_streaming.py)",
+        "a path that ends in .png, .svg or .pdf; needs matplotlib (uv sync --extra plot)",
+    )
+
+
+@dataclass
 class Settings:
-    defaults: list[Any] = field(default_factory=lambda: ["_self_", {"sampling": "checkpoint"}])
+    defaults: list[Any] = field(
+        default_factory=lambda: [
+            "_self_",
+            {"sampling": "checkpoint"},
+            {"stream": "stop"},
+            {"output": "text"},
+        ]
+    )
     model: ModelSettings = field(default_factory=ModelSettings)
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
     inference: InferenceSettings = field(default_factory=InferenceSettings)
-    output: Output = setting(
-        Output.text, "what standard output gets", "text, or jsonl: a JSON object for each token"
-    )
+    stream: StreamSettings = field(default_factory=StreamSettings)
+    output: OutputSettings = field(default_factory=OutputSettings)
 
 
 # Options of a group, chosen with `sampling=greedy`; single settings override them.
 GROUP_OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     "sampling": {"checkpoint": {}, "greedy": {"temperature": 0.0}},
+    "stream": {"stop": {}, "endless": {"policy": "reseed"}},
+    "output": {"text": {}, "jsonl": {"format": "jsonl"}},
 }
 
 

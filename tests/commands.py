@@ -25,8 +25,10 @@ def start(script: str, *arguments: str, cwd: Path, env: dict[str, str], **option
     return subprocess.Popen([sys.executable, *program, *arguments], cwd=cwd, env=env, **options)
 
 
-def run(script: str, *arguments: str, cwd: Path, env: dict[str, str]) -> tuple[int, str, str]:
+def run(
+    script: str, *arguments: str, cwd: Path, env: dict[str, str], timeout: float = 120
+) -> tuple[int, str, str]:
     """Run it to its end; (status, standard output, standard error)."""
     process = start(script, *arguments, cwd=cwd, env=env)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=timeout)
     return process.returncode, out.decode(), err.decode()

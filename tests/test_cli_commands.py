@@ -94,6 +94,7 @@ def test_a_directory_is_one_batch_and_each_row_is_what_streaming_gives(place, en
     assert status == 0, notes
     *rows, summary = map(json.loads, out.splitlines())
     assert [Path(row["images"][0]).name for row in rows] == ["a.png", "it's, b.png"]
+    assert [row["event"] for row in (*rows, summary)] == ["answer", "answer", "end"]
     assert rows[0]["text"] + "\n" == text
     assert summary["new_tokens"] == sum(len(row["token_ids"]) for row in rows)
     assert summary["finish_reasons"] == [row["finish_reason"] for row in rows]
@@ -109,7 +110,7 @@ def test_rows_draw_each_their_own_and_a_single_row_is_the_stream(place, env):
         status, out, notes = finished(place, env, script, asked, *settings)
         assert status == 0, notes
         answers.append([json.loads(line) for line in out.splitlines()[:-1]])
-    batch, [alone], stream = answers
+    batch, [alone], [_, *stream] = answers
     assert len({tuple(row["token_ids"]) for row in batch}) == 3
     assert batch[0]["token_ids"] == alone["token_ids"] == [token["token_id"] for token in stream]
     assert alone["top_logprobs"] == [token["top_logprobs"] for token in stream]
@@ -130,11 +131,17 @@ def test_jsonl_has_an_object_per_token_and_the_statistics_at_the_end(place, env)
     )
     assert status == 0, notes
     assert out.isascii()
-    *tokens, summary = map(json.loads, out.splitlines())
+    begun, *tokens, summary = map(json.loads, out.splitlines())
+    assert begun["event"] == "start"
+    assert (begun["policy"], begun["prompt_tokens"]) == ("stop", summary["prompt_tokens"])
     assert [token["index"] for token in tokens] == list(range(5))
     for token in tokens:
-        assert set(token) == {"index", "token_id", "text", "logprob", "top_logprobs"}
+        assert set(token) == {"event", "index", "token_id", "text", "logprob", "surprisal", "top_logprobs"}
+        assert token["event"] == "token"
+        assert token["surprisal"] == -token["logprob"]
         assert token["top_logprobs"][0] == [token["token_id"], pytest.approx(token["logprob"])]
+    assert summary["event"] == "end"
+    assert summary["perplexity"] == pytest.approx(np.exp(np.mean([token["surprisal"] for token in tokens])))
     assert summary["new_tokens"] == 5
     assert summary["finish_reason"] == "length"
     assert summary["image_tokens"] == 0
@@ -157,6 +164,7 @@ def test_ctrl_c_ends_a_stream_with_its_statistics(place, env):
     process = started(place, env, "run_streaming.py", *LONG, stdout=writer)
     os.close(writer)
     with os.fdopen(reader) as output:
+        output.readline()
         first = output.readline()  # the command now waits for its reader, far from the end
         process.send_signal(signal.SIGINT)
         *tokens, summary = map(json.loads, [first, *output])
@@ -222,7 +230,7 @@ runpy.run_path("{Path(__file__).parents[1] / "run_streaming.py"}", run_name="__m
 """
     status, out, notes = finished(place, env, broken, *LONG)
     assert status == 1
-    *tokens, summary = map(json.loads, out.splitlines())
+    _, *tokens, summary = map(json.loads, out.splitlines())
     assert len(tokens) == 3
     assert summary["finish_reason"] == "error"
     assert notes.splitlines()[-1] == "error: RESOURCE_EXHAUSTED: Out of memory allocating 1 byte"

@@ -102,9 +102,13 @@ def test_json_stays_json_whatever_the_numbers_and_the_text(capsys):
     out = capsys.readouterr().out
     assert out.isascii()
     assert out.count("\n") == 1
-    assert json.loads(out) == {"text": "a\u2028\n🐼", "logprobs": [0.5, None, 3]}
+    assert json.loads(out) == {"event": "answer", "text": "a\u2028\n🐼", "logprobs": [0.5, None, 3]}
 
 
 def test_text_held_back_is_delivered_when_a_stream_is_cut(capsys):
     JsonWriter().close("held", {"finish_reason": "cancelled"})
-    assert json.loads(capsys.readouterr().out) == {"rest": "held", "finish_reason": "cancelled"}
+    assert json.loads(capsys.readouterr().out) == {
+        "event": "end",
+        "rest": "held",
+        "finish_reason": "cancelled",
+    }

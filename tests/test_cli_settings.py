@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from cli.help import help_text
 from cli.settings import fields_by_key, parse_settings
 from cli.typed import UsageError
-from conf.schema import Dtype, Output, Range, default_of
+from conf.schema import Dtype, Format, Policy, Range, StreamSettings, default_of
 from models.errors import SettingsError
 from sample import SamplingConfig
 
@@ -145,7 +145,26 @@ def test_values_are_typed():
     assert parsed.sampling.logit_bias == {7: -5.0, 9: 2.5}
     assert parsed.sampling.eos_id == [3, 4]
     assert parsed.model.dtype is Dtype.bfloat16
-    assert parsed.output is Output.jsonl
+    assert parsed.output.format is Format.jsonl
+
+
+def test_an_output_and_a_plot_go_together_in_any_order():
+    for argv in (["output=jsonl", "output.plot=a, b.png"], ["output.plot=a, b.png", "output=jsonl"]):
+        output = parse_settings(argv).output
+        assert (output.format, output.plot) == (Format.jsonl, "a, b.png")
+    assert parse_settings(["output=jsonl", "output=text"]).output.format is Format.text
+
+
+def test_a_stream_is_endless_when_asked():
+    assert parse_settings([]).stream == StreamSettings()
+    assert parse_settings(["stream=stop"]).stream.policy is Policy.stop
+    parsed = parse_settings(
+        ["stream.policy=shift", "stream=endless", "stream.summary.model=a, b", "stream.summary.enabled=false"]
+    ).stream
+    assert parsed.policy is Policy.shift
+    assert (parsed.context, parsed.sinks, parsed.tail) == (None, None, 256)
+    assert (parsed.summary.model, parsed.summary.enabled) == ("a, b", False)
+    assert parse_settings(["stream=endless"]).stream.policy is Policy.reseed
 
 
 def test_of_two_values_the_last_holds():
@@ -177,6 +196,9 @@ def test_a_single_setting_overrides_the_preset():
         ("~sampling.top_k", "sampling.top_k"),
         ("model=x", "model.name"),
         ("outptu=jsonl", "output"),
+        ("straem=endless", "stream"),
+        ("stream.summary=false", "stream.summary.enabled"),
+        ("output.plt=a.png", "output.plot"),
     ],
 )
 def test_an_unknown_key_is_named_with_its_nearest(argument, nearest):
@@ -221,7 +243,21 @@ def test_what_is_no_setting_is_refused(argument):
         ("sampling", "hot", "checkpoint, greedy"),
         ("sampling", "{top_k:3}", "checkpoint, greedy"),
         ("model.dtype", "float8", "float32, bfloat16, float16"),
-        ("output", "xml", "text, or jsonl"),
+        ("output", "xml", "text, jsonl"),
+        ("output.format", "xml", "text, or jsonl"),
+        ("stream", "forever", "stop, endless"),
+        ("stream.policy", "evict", "stop, reseed, shift or window"),
+        ("stream.context", "1", "an integer >= 2"),
+        ("stream.tail", "-1", "an integer >= 0"),
+        ("stream.sinks", "-4", "or null: the whole prompt"),
+        ("stream.summary.enabled", "maybe", "true, false, or null"),
+        ("stream.summary.sink_ratio", "1", "<= 0.99"),
+        ("stream.summary.format", "list", "chat"),
+        ("stream.summary.max_tokens", "0", "an integer >= 1"),
+        ("stream.summary.timeout", "0", "a number >= 0.001"),
+        ("sampling.no_repeat_ngram_size", "1", "0 or >= 2 and <= 32 (0: off)"),
+        ("sampling.max_pattern_repeats", "1", "0 or >= 2 and <= 1000 (0: off)"),
+        ("sampling.ignore_eos", "perhaps", "true, false, or null"),
     ],
 )
 def test_a_wrong_value_is_named_with_what_is_allowed(key, value, allowed):

@@ -65,6 +65,57 @@ WRONG = [
     ("empty stop text", "run.py", ["sampling.stop="], ["sampling.stop"]),
     ("misspelt key", "run.py", ["sampling.temprature=1"], ["'sampling.temprature'", "sampling.temperature"]),
     ("wrong type", "run_streaming.py", ["sampling.top_k=many"], ["sampling.top_k", "'many'", "an integer"]),
+    (
+        "tail as long as the context",
+        "run_streaming.py",
+        ["stream=endless", "stream.context=128", "stream.tail=128"],
+        ["stream.tail", "a tail of 128", "up to 127"],
+    ),
+    (
+        "summary, sinks and tail over the context",
+        "run_streaming.py",
+        ["stream=endless", "stream.context=128", "stream.tail=80"],
+        ["stream.tail", "of the summary", "up to 127"],
+    ),
+    (
+        "sinks over their share",
+        "run_streaming.py",
+        ["stream=endless", "stream.context=128", "stream.tail=8", "inference.prompt=" + "many " * 40],
+        ["stream.sinks", "0.4 of the context of 128"],
+    ),
+    (
+        "picture larger than the sinks",
+        "run_streaming.py",
+        ["stream=endless", "stream.sinks=12", "stream.tail=8", "inference.image={}/good/rgb.png"],
+        ["stream.sinks", "inside a picture"],
+    ),
+    (
+        "more sinks than prompt",
+        "run_streaming.py",
+        ["stream=endless", "stream.sinks=300", "stream.tail=8"],
+        ["stream.sinks", "300", "the tokens of the prompt"],
+    ),
+    (
+        "context beyond the model's",
+        "run_streaming.py",
+        ["stream=endless", "stream.context=4096"],
+        ["stream.context", "4096", "1024"],
+    ),
+    (
+        "summary by another policy",
+        "run_streaming.py",
+        ["stream.policy=shift", "stream.summary.enabled=true"],
+        ["stream.summary", "shift", "reseed"],
+    ),
+    (
+        "no summarising checkpoint",
+        "run_streaming.py",
+        ["stream=endless", "stream.summary.model={}/none"],
+        ["none", "hub id"],
+    ),
+    ("endless batch", "run.py", ["stream=endless"], ["stream", "run_streaming.py"]),
+    ("plot of another kind", "run_streaming.py", ["output.plot=a.txt"], ["output.plot", "'a.txt'", ".png"]),
+    ("plot without a folder", "run_streaming.py", ["output.plot={}/none/a.png"], ["output.plot", "writable"]),
     ("out of range", "run.py", ["sampling.top_p=2"], ["sampling.top_p", "'2'", "<= 1"]),
 ]
 
