@@ -1,5 +1,6 @@
 """A checkpoint as a `Summarizer`: what it is asked, and what it answers."""
 
+import itertools
 from collections.abc import Callable, Collection, Iterator
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ from sample.chat import encode_chat, plain_ids
 from sample.config import SamplingConfig
 
 BRIEF_TOKENS = 100  # the longest brief description
+_SMALLEST_ROOM = 512  # tokens, of prompt and answer together
 SummaryFormat = Literal["auto", "chat", "slim"]
 
 _SLIM = "<human>: {text}\n<summarize> {what} </summarize>\n<bot>:"
@@ -99,11 +101,15 @@ class ModelSummarizer:
     def _generate(self, prompt: list[int], most: int) -> Iterator[str]:
         from sample.streaming import sample_streaming  # noqa: PLC0415  (streams summarise, summaries stream)
 
-        config = SamplingConfig(temperature=0.0, max_new_tokens=most, eos_id=self._eos_ids)
+        # Room in few sizes, whatever the lengths: each would have its own compiled step.
+        power = 1 << (len(prompt) + most - 1).bit_length()
+        room = min(self._model.context_length, max(_SMALLEST_ROOM, power))
+        config = SamplingConfig(temperature=0.0, max_new_tokens=room - len(prompt), eos_id=self._eos_ids)
         tokens = np.array([prompt], np.int32)
         stream = sample_streaming(
             self._model, self._params, tokens, config, jax.random.key(0), tokenizer=self._tokenizer
         )
         with stream:
-            for token in stream:
+            for token in itertools.islice(stream, most):
                 yield token.text
+        yield stream.rest

@@ -15,6 +15,7 @@ from sample.summarizers import ModelSummarizer
 from sample.summary import SummaryEncoder, SummarySidecar, points_or_text
 from sample.summary_config import SummaryConfig
 from sample.text import decode
+from tests.test_compiles import compilations
 from tests.tokenizer_fixture import IMAGE_PAD_ID, SPECIAL_TOKENS, VOCAB_SIZE, build_tokenizer
 
 TOKENIZER = build_tokenizer()
@@ -459,6 +460,19 @@ def test_a_summarizer_of_ones_own_comes_before_the_model(tiny):
     side.summarise(ids("A panda."))
     wait_for(side, 1)
     assert side.text == "30 A panda."
+
+
+@pytest.mark.slow
+def test_the_longest_answer_is_a_whole_text_in_few_programs(tiny):
+    model, params, processor = tiny()
+    summarizer = ModelSummarizer(model, params, processor.tokenizer, eos_ids=processor.eos_ids, max_tokens=9)
+    first = list(summarizer("a panda", 40))
+    assert 1 <= len(first) <= 10  # the pieces, and what was held back
+    for text in ("a bird", "a bird and a tree " * 3):
+        with compilations() as programs:
+            list(summarizer(text, 40))
+            list(summarizer.brief(text, 5))
+        assert [name for name in programs if "decode_step" in name] == []
 
 
 @pytest.mark.slow
