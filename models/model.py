@@ -90,6 +90,13 @@ class Model(nn.Module):
         """How many tokens each picture of `grid_thw [pictures, 3]` has, on the host: `[pictures]`."""
         raise NotImplementedError
 
+    def picture_spans(self, tokens: np.ndarray, grid_thw: np.ndarray) -> list[tuple[int, int]]:
+        """Of each picture of one prompt `[T]` the first token and the one behind its last, on the host."""
+        places = np.flatnonzero(tokens == self.image_pad_id)
+        ends = np.cumsum(self.picture_tokens(grid_thw)).tolist()
+        bounds = zip([0, *ends], ends, strict=False)
+        return [(int(places[first]), int(places[end - 1]) + 1) for first, end in bounds]
+
     def prompt_positions(
         self, tokens: np.ndarray, grid_thw: np.ndarray, lengths: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:

@@ -87,7 +87,8 @@ def make_plan(model: Model, prompt: Prompt, grid_thw: np.ndarray, config: Stream
     anchor = length if config.sinks is None else config.sinks
     if anchor > length:
         raise SettingsError(f"sinks: {anchor}; allowed: up to {length}, the tokens of the prompt")
-    pictures = _pictures(model, prompt, grid_thw)
+    tokens = np.asarray(prompt.tokens[0, :length])
+    pictures = model.picture_spans(tokens, grid_thw) if len(grid_thw) else []
     for first, end in pictures:
         if first < anchor < end:
             raise SettingsError(
@@ -98,22 +99,13 @@ def make_plan(model: Model, prompt: Prompt, grid_thw: np.ndarray, config: Stream
     config.check_sinks(anchor, budget)
     plan = StreamPlan(
         config=config,
-        prompt=np.asarray(prompt.tokens[0, :length]),
+        prompt=tokens,
         sinks=_sinks(prompt, anchor, bucket(anchor + budget, _NARROWEST)),
         floor=max(anchor, *(end for _, end in pictures), 0),
         budget=budget,
         width=0,
     )
     return plan._replace(width=bucket(anchor + budget + plan.tail, _NARROWEST))
-
-
-def _pictures(model: Model, prompt: Prompt, grid_thw: np.ndarray) -> list[tuple[int, int]]:
-    """The first token of each picture and the one behind its last."""
-    if not len(grid_thw):
-        return []
-    places = np.flatnonzero(prompt.vision_rows[0] >= 0)
-    ends = np.cumsum(model.picture_tokens(grid_thw))
-    return [(int(places[a]), int(places[b - 1]) + 1) for a, b in zip([0, *ends[:-1]], ends, strict=True)]
 
 
 def _sinks(prompt: Prompt, anchor: int, width: int) -> Prompt:

@@ -116,7 +116,7 @@ def may_block(
 
 def _earlier_beginnings(
     history: History, size: Int[HostOrDevice, " B"], window: Int[HostOrDevice, " B"]
-) -> Bool[Array, "B M-1"]:
+) -> Bool[Array, "B later"]:
     """Of each place but the first: whether an n-gram ends there that begins as the next one would."""
     M = history.matched.shape[1]
     ends = jnp.arange(1, M)

@@ -23,7 +23,7 @@ CHECKED = {
         "vision",
         "weights",
     ],
-    "sample": ["logits", "stats", "step"],
+    "sample": ["logits", "loops", "reseed", "stats", "step"],
 }
 install_import_hook(
     [f"{room}.{name}" for room, names in CHECKED.items() for name in names], "beartype.beartype"

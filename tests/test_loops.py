@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from models.config import Qwen3VLConfig
+from models.qwen3_vl import Qwen3VL
+from sample import SamplingConfig, sample, sample_streaming
 from sample.loops import blocked_followers, history_of, may_block, pushed, repeated_pattern
+from tests.test_compiles import compilations
+from tests.tiny import tiny_config
 
 V = 7
 WIDTH, WATCHED = 100, 80
@@ -62,7 +68,7 @@ def grown(prompt: Sequence[int], drawn: Sequence[int]):
 TOKENS = st.lists(st.integers(0, V - 1), max_size=60) | st.lists(st.integers(0, 1), max_size=120)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     prompt=TOKENS,
     drawn=TOKENS,
@@ -111,7 +117,7 @@ def test_off_blocks_nothing():
     assert blocked(grown([0], [1] * 50), 0) == set()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     prompt=TOKENS,
     head=st.lists(st.integers(0, V - 1), max_size=20),
@@ -141,3 +147,108 @@ def test_a_row_that_has_ended_keeps_its_history():
     assert after.tokens[0, -3:].tolist() == [1, 2, 6]
     assert after.tokens[1].tolist() == history.tokens[1].tolist()
     assert after.matched[1].tolist() == history.matched[1].tolist()
+
+
+@pytest.fixture(scope="module")
+def small():
+    """A model of 16 tokens, 12 that of pictures, and one layer."""
+    config = tiny_config()
+    config["text_config"] |= {"num_hidden_layers": 1, "vocab_size": 16}
+    config["vision_config"]["deepstack_visual_indexes"] = []
+    names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+    model = Qwen3VL(Qwen3VLConfig.from_dict(config | dict(zip(names, range(12, 16), strict=True))))
+    return model, jax.tree.map(lambda x: 5 * x, model.init_params(jax.random.key(0)))
+
+
+# Every token behind 0, and 0 again; but for that of pictures, which no prompt of text has.
+BEHIND_ZERO = [x for token in (*range(1, 12), 13, 14, 15) for x in (0, token)] + [0, 0]
+NO_PICTURE = {"eos_id": 12, "ignore_eos": True}
+
+
+def both(small, prompt: Sequence[int], **settings):
+    """Tokens and reason of `sample`, once they are those of `sample_streaming`."""
+    model, params = small
+    cfg = SamplingConfig(**settings)
+    arguments = (model, params, np.array([prompt], np.int32), cfg, jax.random.key(0))
+    whole, stream = sample(*arguments), sample_streaming(*arguments)
+    tokens = [t.token_id for t in stream]
+    assert tokens == whole.tokens[0].tolist()
+    assert [stream.finish_reason] == whole.finish_reasons
+    assert len(tokens) == stream.stats.new_tokens == whole.lengths[0]
+    return tokens, stream.finish_reason
+
+
+@pytest.mark.parametrize(("size", "threshold"), [(2, 1), (3, 1), (3, 2)])
+@pytest.mark.parametrize("temperature", [0.0, 0.3])
+def test_no_ngram_comes_once_too_often_in_either_driver(small, size, threshold, temperature):
+    prompt = [1, 2, 3]
+    tokens, _ = both(
+        small,
+        prompt,
+        temperature=temperature,
+        max_new_tokens=100,
+        no_repeat_ngram_size=size,
+        no_repeat_ngram_threshold=threshold,
+    )
+    whole = [*prompt, *tokens]
+    ngrams = Counter(tuple(whole[i : i + size]) for i in range(len(whole) - size + 1))
+    assert max(ngrams.values()) == threshold
+    free, _ = both(small, prompt, temperature=temperature, max_new_tokens=100)
+    assert free != tokens
+
+
+def test_where_no_token_is_left_the_sequence_ends_without_one(small):
+    tokens, reason = both(
+        small, [1, 2], max_new_tokens=900, no_repeat_ngram_size=2, no_repeat_ngram_threshold=1
+    )
+    assert reason == "repetition"
+    assert len(tokens) <= 16 * 16
+    followers = {b for a, b in pairwise([1, 2, *tokens]) if a == tokens[-1]}
+    assert followers == set(range(16))
+    # Also where there is no first one.
+    on = {"max_new_tokens": 9, "no_repeat_ngram_size": 2, "no_repeat_ngram_threshold": 1, **NO_PICTURE}
+    assert both(small, BEHIND_ZERO, **on) == ([], "repetition")
+    assert both(small, BEHIND_ZERO, **on, no_repeat_ngram_exempt=9)[0][0] == 9
+
+
+def test_a_row_without_tokens_stands_beside_others(small):
+    model, params = small
+    rows = np.array([BEHIND_ZERO, [3] * len(BEHIND_ZERO)], np.int32)
+    on = SamplingConfig(max_new_tokens=5, no_repeat_ngram_size=2, no_repeat_ngram_threshold=1, **NO_PICTURE)
+    off = SamplingConfig(max_new_tokens=5)
+    keys = jax.random.split(jax.random.key(0), 2)
+    result = sample(model, params, rows, [on, off], keys)
+    alone = [sample(model, params, rows[i : i + 1], c, keys[i : i + 1]) for i, c in enumerate((on, off))]
+    for i, reason in enumerate(["repetition", "length"]):
+        assert result.finish_reasons[i] == alone[i].finish_reasons[0] == reason
+        n = result.lengths[i]
+        assert result.tokens[i, :n].tolist() == alone[i].tokens[0].tolist()
+    assert result.lengths.tolist() == [0, 5]
+
+
+@pytest.mark.parametrize("times", [2, 5])
+def test_a_pattern_ends_both_drivers_with_its_last_token(small, times):
+    bias = {"logit_bias": {5: 100.0}, "temperature": 0}
+    assert both(small, [5, 5, 5], max_new_tokens=50, max_pattern_repeats=times, **bias) == (
+        [5] * times,
+        "repetition",
+    )
+    assert both(small, [5, 5, 5], max_new_tokens=times, max_pattern_repeats=times, **bias)[1] == "repetition"
+    assert both(small, [5, 5, 5], max_new_tokens=times - 1, max_pattern_repeats=times, **bias)[1] == "length"
+    assert both(small, [5, 5], max_new_tokens=9, max_pattern_repeats=2, eos_id=5, **bias) == ([5], "stop")
+
+
+def test_ignored_end_tokens_are_never_drawn(small):
+    ends = list(range(15))
+    assert both(small, [1], max_new_tokens=9, eos_id=ends, ignore_eos=True) == ([15] * 9, "length")
+    assert both(small, [1], max_new_tokens=9, eos_id=range(16))[1] == "stop"
+
+
+def test_what_a_loop_setting_is_compiles_nothing(small):
+    on = {"max_new_tokens": 20, "no_repeat_ngram_window": 64}
+    both(small, [1, 2], no_repeat_ngram_size=3, **on)
+    with compilations() as again:
+        both(small, [1, 2, 4], no_repeat_ngram_size=6, no_repeat_ngram_threshold=7, **on)
+        both(small, [1], no_repeat_ngram_size=2, no_repeat_ngram_exempt=[3, 4], **on)
+        both(small, [1], no_repeat_ngram_size=2, ignore_eos=True, eos_id=3, **on)
+    assert again == []
