@@ -1,6 +1,6 @@
 """Long texts with and without what keeps them from repeating themselves: what it costs in words and in sense.
 
-    uv run python -m benchmarks.loops MODEL [--new-tokens 1000] [--temperature 0.7] [--show]
+    uv run python -m benchmarks.loops MODEL [--new-tokens 1000] [--temperature 1] [--top-p 0.9] [--show]
 
 MODEL is a checkpoint with real text weights (`benchmarks/real_text.py` writes one). Each setting continues
 the same openings with the same keys; end tokens are never drawn, so all texts have the same length. The texts
@@ -63,19 +63,22 @@ def main() -> None:
     )
     parser.add_argument("model")
     parser.add_argument("--new-tokens", type=int, default=1000)
-    parser.add_argument("--temperature", type=float, default=0.7)
+    parser.add_argument("--temperature", type=float, default=1.0)
+    parser.add_argument("--top-p", type=float, default=0.9)
     parser.add_argument("--show", action="store_true", help="print the end of each text")
     args = parser.parse_args()
 
     model, params, processor = load_model(args.model)
     inputs = inputs_of(model, processor.tokenizer)
-    print(f"{len(OPENINGS)} texts of {args.new_tokens} tokens, temperature {args.temperature}")
+    drawn = f"temperature {args.temperature:g}, top-p {args.top_p:g}"
+    print(f"{len(OPENINGS)} texts of {args.new_tokens} tokens, {drawn}")
     print("median (lowest..highest) of the texts\n")
     print(f"| | distinct words | repeated {_N}-grams, % | perplexity |\n|---|---|---|---|")
     ends = []
     for name, chosen in SETTINGS.items():
         config = SamplingConfig(
             temperature=args.temperature,
+            top_p=args.top_p,
             max_new_tokens=args.new_tokens,
             eos_id=processor.eos_ids,
             ignore_eos=True,

@@ -213,7 +213,8 @@ class SummarySettings:
     enabled: bool | None = setting(
         None,
         "what leaves the cache is summarised beside the stream, and the summary stands behind the sinks",
-        "true, false, or null: true with stream.policy=reseed",
+        "true, false, or null: true with stream.policy=reseed; which one is ready when depends on "
+        "time, so the seed alone does not repeat such a stream",
     )
     model: str | None = typed(
         None, "the checkpoint that summarises; without one, the model itself", "as for model.name"
