@@ -46,7 +46,7 @@ def segment_attention(
     segments: Int[Array, "P"],
 ) -> Float[Array, "1 P H D"]:
     """Each patch attends to all patches of its own segment (a frame of a picture)."""
-    block = _block(v.shape[2])
+    block = _largest_block(v.shape[2])
 
     def visible(start: Array | int) -> Bool[Array, "1 1 P S"]:
         own = jax.lax.dynamic_slice_in_dim(segments, start, block)
@@ -60,12 +60,17 @@ def full_attention(
 ) -> Float[Array, "B T H D"]:
     """Each patch attends to all patches of its own row (a tile of a picture)."""
     keys = v.shape[2]
-    block = max(size for size in range(1, min(keys, BLOCK) + 1) if keys % size == 0)
+    block = _largest_block(keys)
 
     def visible(start: Array | int) -> Bool[Array, "1 1 1 S"]:
         return jnp.ones((1, 1, 1, block), bool)
 
     return _attend(q, k, v, visible, keys // block, block)
+
+
+def _largest_block(keys: int) -> int:
+    """The fewest equal blocks."""
+    return max(size for size in range(1, min(keys, BLOCK) + 1) if keys % size == 0)
 
 
 def _block(keys: int) -> int:

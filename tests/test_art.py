@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from train import art
+from train.art_sets import ICON_STYLES, TEST_STYLES, TRAINING_STYLES
 from train.things import Thing
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -40,10 +41,11 @@ def tools() -> None:
 
 
 def test_only_free_styles_train_and_openmoji_does_not() -> None:
-    assert "openmoji" not in art.TRAINING_STYLES
-    assert not any("openmoji" in style.package for style in art.TRAINING_STYLES.values())
-    assert {style.licence for style in art.TRAINING_STYLES.values()} == {"MIT", "Apache-2.0", "CC-BY-4.0"}
-    assert set(art.TEST_STYLES) == {"openmoji"}
+    trained = {**TRAINING_STYLES, **ICON_STYLES}
+    assert "openmoji" not in trained
+    assert not any("openmoji" in style.package for style in trained.values())
+    assert {s.licence for s in trained.values()} == {"MIT", "Apache-2.0", "CC-BY-3.0", "CC-BY-4.0"}
+    assert set(TEST_STYLES) == {"openmoji"}
 
 
 def test_pack_round_trip(tmp_path: Path) -> None:
@@ -126,9 +128,12 @@ def test_every_thing_has_art_in_the_large_styles() -> None:
         assert missing == [], style
     for style in ("noto-v1", "emojione", "fxemoji"):
         assert sum(art.icon_name(style, thing.emoji) is not None for thing in things) > 450, style
-    for style in art.STYLES:
+    for style in [*TRAINING_STYLES, *TEST_STYLES]:
         picture = art.draw(style, "🐼")
         assert picture is not None
         assert picture.size == (128, 128)
         assert picture.mode == "RGBA"
+    for style in ICON_STYLES:
+        assert sum(art.icon_name(style, thing.emoji) is not None for thing in things) > 150, style
+        assert art.draw(style, "🎸" if style != "tabler" else "🐷") is not None, style
         assert picture.getextrema()[3] == (0, 255)

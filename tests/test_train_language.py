@@ -7,22 +7,12 @@ import pytest
 
 from sample.chat import encode_chat
 from tests.training import named_things
-from train.language import (
-    CAPTION,
-    DESCRIBE,
-    LIST,
-    SCENERY,
-    STORY,
-    Turn,
-    World,
-    groups,
-    position,
-    relation,
-    turn,
-    without_background,
-    without_picture,
-)
-from train.scenes import DRAWN, GRIDS, LARGEST, SMALLEST, Catalogue, Placed, Scene, scene
+from train import questions, wordings
+from train.groups import beside, groups, position, relation
+from train.language import turn, without_background, without_picture
+from train.questions import Turn, World
+from train.scenes import DRAWN, GRIDS, LARGE_GRIDS, LARGEST, SMALLEST, Catalogue, Placed, Scene, scene
+from train.scoring import STORY_WORDS, Answer, Scorer
 from train.stories import story
 from train.things import Names
 from train.tokenizer import Coder, corpus, save_tokenizer, train_tokenizer
@@ -30,7 +20,7 @@ from train.tokenizer import Coder, corpus, save_tokenizer, train_tokenizer
 THINGS = named_things()
 WORLD = World.of(THINGS)
 NAMES = Names(THINGS)
-CATALOGUE = Catalogue([t.name for t in THINGS], [[0]] * len(THINGS))
+CATALOGUE = Catalogue([t.name for t in THINGS], [[0]] * len(THINGS), [1.0])
 ROW = {t.name: i for i, t in enumerate(THINGS)}
 
 
@@ -42,7 +32,7 @@ def two(left: str, right: str, background: str = "grass") -> Scene:
 def test_whole_descriptions_name_every_thing_and_nothing_else() -> None:
     rng, seen = random.Random(1), set()
     for _ in range(3000):
-        made = scene(rng, CATALOGUE, rng.choice(GRIDS), 6)
+        made = scene(rng, CATALOGUE, rng.choice(list(GRIDS)), 6)
         said = turn(rng, made, WORLD)
         if said.kind not in ("describe", "scenery", "list", "caption"):
             continue
@@ -61,18 +51,33 @@ def test_stories_name_every_thing_and_have_some_length(background: str) -> None:
         story(rng, background, [(THINGS[ROW["panda"]], 1), (THINGS[ROW["laptop"]], 3)]) for _ in range(50)
     }
     assert len(texts) == 50
-    assert all("panda" in t and "laptop" in t and 45 <= len(t.split()) <= 150 for t in texts)
+    low, high = STORY_WORDS
+    assert all("panda" in t and "laptop" in t and low <= len(t.split()) <= high for t in texts)
 
 
 def test_the_prompts_of_the_readme_are_among_those_trained_on() -> None:
-    assert {"Describe this image", "What's in this photo?", "What do you see?"} <= set(DESCRIBE)
-    assert "Describe the scenery" in SCENERY
-    assert "Write a story about this image" in STORY
-    assert CAPTION
-    assert LIST
+    assert {"Describe this image", "What's in this photo?", "What do you see?"} <= set(wordings.DESCRIBE)
+    assert "Describe the scenery" in wordings.SCENERY
+    assert "Write a story about this image" in wordings.STORY
     rng = random.Random(3)
     made = two("airplane", "panda")
-    assert any(turn(rng, made, WORLD).prompt == "What aircraft is this?" for _ in range(5000))
+    assert any(turn(rng, made, WORLD).prompt == "What aircraft is this?" for _ in range(8000))
+
+
+def test_every_kind_of_question_is_asked_and_its_own_answer_is_right() -> None:
+    rng, scorer, seen = random.Random(7), Scorer(THINGS), set()
+    for i in range(6000):
+        made = scene(rng, CATALOGUE, (8, 8), 6 if i % 2 else 3)
+        said = turn(rng, made, WORLD, long=i % 100 == 0)
+        seen.add(said.kind)
+        things = [g.thing for g in groups(made, THINGS)]
+        assert scorer.right(said, things, Answer(said.answer, ended=True)), said
+        assert not scorer.right(said, things, Answer(said.answer, ended=False)), said
+        assert not scorer.right(said, things, Answer("Perhaps.", ended=True)), said
+    assert seen == {
+        "describe", "scenery", "caption", "list", "count", "count all", "yes/no", "where", "relation",
+        "is related", "what is", "background", "color", "kind", "kind of", "story",
+    }  # fmt: skip
 
 
 def test_yes_and_no_are_balanced_and_true() -> None:
@@ -93,11 +98,45 @@ def test_where_and_relations_follow_the_places() -> None:
     assert (position(left), position(right)) == ("on the left", "on the right")
     assert relation(left, right) == "to the left of"
     assert relation(right, left) == "to the right of"
+    assert not beside(left, right)
+
+
+def placed(*things: tuple[str, float, float, float], grid: tuple[int, int] = (8, 8)) -> Scene:
+    rows = tuple(Placed(ROW[name], 0, x, y, size) for name, x, y, size in things)
+    return Scene(rows, "grass", ("red", "blue"), ((1, 0, 0), (0, 0, 1)), grid)
+
+
+@pytest.mark.parametrize(
+    ("scene", "expected"),
+    [
+        (placed(("panda", 0.3, 0.3, 0.2), ("laptop", 0.4, 0.8, 0.2)), "above"),
+        (placed(("panda", 0.4, 0.8, 0.2), ("laptop", 0.5, 0.2, 0.2)), "below"),
+        (placed(("panda", 0.2, 0.2, 0.2), ("laptop", 0.7, 0.7, 0.2)), None),  # as far across as down
+        (placed(("panda", 0.45, 0.5, 0.2), ("laptop", 0.5, 0.5, 0.6)), "inside"),
+        (placed(("panda", 0.45, 0.5, 0.6), ("laptop", 0.5, 0.5, 0.2)), "around"),
+        # Three times as wide as high: a third of the width is more than half of the height.
+        (placed(("panda", 0.2, 0.2, 0.3), ("laptop", 0.5, 0.7, 0.3), grid=(4, 12)), "to the left of"),
+    ],
+)
+def test_how_two_things_stand_to_each_other(scene: Scene, expected: str | None) -> None:
+    by_name = {g.thing.name: g for g in groups(scene, THINGS)}
+    assert relation(by_name["panda"], by_name["laptop"]) == expected
+
+
+def test_next_to_each_other_means_side_by_side_and_close() -> None:
+    close = groups(placed(("panda", 0.3, 0.5, 0.3), ("laptop", 0.65, 0.52, 0.3)), THINGS)
+    assert beside(*close)
+    far = groups(placed(("panda", 0.1, 0.5, 0.15), ("laptop", 0.9, 0.5, 0.15)), THINGS)
+    assert not beside(*far)
+    rng = random.Random(8)
+    made = placed(("panda", 0.3, 0.5, 0.3), ("laptop", 0.65, 0.52, 0.3))
+    asked = {questions.what_is(rng, made, close, WORLD) for _ in range(200)}
+    assert any(t and "next to the panda" in t.prompt and t.answer.startswith("A laptop") for t in asked)
 
 
 def test_scenes_keep_to_their_limits() -> None:
     rng = random.Random(5)
-    for grid in GRIDS:
+    for grid in {**GRIDS, **LARGE_GRIDS}:
         for _ in range(200):
             made = scene(rng, CATALOGUE, grid, 6)
             assert 1 <= len(made.placed) <= 6

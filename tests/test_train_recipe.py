@@ -18,7 +18,7 @@ from tests.training import synthetic_pack
 from train.batches import Maker, lay_out
 from train.compose import CELL, Layout, Variation, compose, patches, premultiplied
 from train.export import export
-from train.recipe import SMOKE, Run, State, losses, train
+from train.recipe import ABLATIONS, SMOKE, Run, State, losses, make, train
 from train.scenes import BACKGROUNDS, Placed, Scene
 
 PLAIN = Variation(art=0.0, picture=0.0)
@@ -28,7 +28,10 @@ PLAIN = Variation(art=0.0, picture=0.0)
 def run() -> Run:
     sizes = {"width": 64, "vision_depth": 1, "vision_mlp": 64, "layers": 1, "mlp": 64}
     return Run(
-        replace(SMOKE, sizes=sizes, vocabulary=600, batch=4, steps=12, grids=((3, 4),)), synthetic_pack()
+        replace(
+            SMOKE, sizes=sizes, vocabulary=600, batch=4, steps=12, grids={(3, 4): 1}, large_grids={(3, 4): 1}
+        ),
+        synthetic_pack(),
     )
 
 
@@ -90,12 +93,32 @@ def test_a_run_learns_goes_on_where_it_stopped_and_exports(run: Run, tmp_path: P
         return float(losses(run.model, state.params, inputs, *run.paint(batch, inputs, 0), places)["answer"])
 
     before = loss(run.start())
-    state = train(run, tmp_path / "out", minutes=0.0)
-    assert int(state.step) == 1
-    state = train(run, tmp_path / "out")
+    out, folder, pack = tmp_path / "out", tmp_path / "model", synthetic_pack()
+    make(run, pack, out, folder, minutes=0.0, cases=1, seeds=1)
+    assert not folder.exists()  # stopped after its first step
+    make(run, pack, out, folder, cases=1, seeds=1)
+    state = train(run, out)  # nothing is left to do
     assert int(state.step) == run.settings.steps
     assert loss(state) < before - 0.3
-    export(tmp_path / "model", run.model, state.params["model"], run.tokenizer, run.config)
-    loaded = load_model(tmp_path / "model", dtype=jnp.bfloat16)
+    loaded = load_model(folder, dtype=jnp.bfloat16)
     stored = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), state.params["model"])
     jax.tree.map(np.testing.assert_array_equal, loaded.params, stored)
+    card = (folder / "README.md").read_text()
+    assert "| 1 to 3 things, openmoji (never trained on): things named |" in card
+    assert "| left, right, above, below |" in card
+    for name in ("scenes.png", "loss.png"):
+        with Image.open(folder / name) as picture:
+            assert min(picture.size) > 100
+
+
+def test_a_part_can_be_left_out(run: Run) -> None:
+    for name, change in ABLATIONS.items():
+        settings = replace(run.settings, **change)
+        assert (settings == run.settings) == (name == "nothing")
+    alone = Run(replace(run.settings, **ABLATIONS["icons"]), synthetic_pack())
+    assert len(alone.art) < len(run.art)
+
+
+def test_larger_pictures_come_last(run: Run) -> None:
+    source = replace(run.source, large_grids={(4, 5): 1}, large_from=5)
+    assert [Maker(source).make(i).grid for i in (4, 5)] == [(3, 4), (4, 5)]

@@ -15,10 +15,15 @@ def named_things() -> tuple[Thing, ...]:
 
 
 def synthetic_pack(count: int = 8) -> Pack:
-    """Things of different kinds, each a square of its own colour in one style of the training's."""
+    """Things of different kinds, each a square of its own colour, in a style of each sort."""
     rng = np.random.default_rng(0)
     art = np.zeros((count, SIZE, SIZE, 4), np.uint8)
     art[:, 16:-16, 16:-16, :3] = rng.integers(0, 255, (count, 1, 1, 3))
     art[:, 16:-16, 16:-16, 3] = 255
     kept = {t.name: t for t in named_things()}
-    return Pack(tuple(kept.values())[::70][:count], {"noto": art}, {"noto": np.ones(count, bool)})
+    styles = ("noto", "game-icons", "openmoji")
+    return Pack(
+        tuple(kept.values())[::70][:count],
+        dict.fromkeys(styles, art),
+        dict.fromkeys(styles, np.ones(count, bool)),
+    )

@@ -5,8 +5,7 @@
 makes the pack in `train/art_cache/pack`: `things.json` and, for each style, `{style}.npz` with WebP pictures
 of 128x128 pixels. `load_pack` reads it back and needs numpy and Pillow only.
 
-Every training style is MIT, Apache-2.0 or CC BY 4.0. OpenMoji is CC BY-SA 4.0: it tests what was learned and
-is never trained on.
+`train/art_sets.py` lists the sets and their licences.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import random
 import re
 import subprocess
 import tarfile
@@ -22,82 +22,25 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from train.things import Thing, normalise, read_namings
+from train.art_sets import (
+    FXEMOJI_NAMES,
+    STYLES,
+    UNFIT,
+    UNFIT_ANYWHERE,
+    UNFIT_ICONS,
+)
+from train.coloring import color_in
+from train.things import Naming, Thing, normalise, pluralise, read_namings
 
 CACHE = Path(__file__).parent / "art_cache"
 PACK = CACHE / "pack"
 SIZE = 128  # pixels a side
 _EMOJI_DATA = "emojibase-data@17.0.0"  # MIT; labels, code points and groups
 _QUALITY = 90
-
-
-class ArtSet(NamedTuple):
-    """One style: the npm package that holds it and its licence."""
-
-    package: str
-    licence: str  # SPDX
-    author: str
-
-
-TRAINING_STYLES: Mapping[str, ArtSet] = {
-    "fluent-emoji": ArtSet("@iconify-json/fluent-emoji@1.2.7", "MIT", "Microsoft Corporation"),
-    "fluent-emoji-flat": ArtSet("@iconify-json/fluent-emoji-flat@1.2.6", "MIT", "Microsoft Corporation"),
-    "noto": ArtSet("@iconify-json/noto@1.2.9", "Apache-2.0", "Google LLC"),
-    "noto-v1": ArtSet("@iconify-json/noto-v1@1.2.5", "Apache-2.0", "Google LLC"),
-    "fxemoji": ArtSet("@iconify-json/fxemoji@1.2.2", "Apache-2.0", "Mozilla"),
-    "twemoji": ArtSet("@iconify-json/twemoji@1.2.5", "CC-BY-4.0", "Twitter, Inc. and other contributors"),
-    "emojione": ArtSet("@iconify-json/emojione@1.2.3", "CC-BY-4.0", "EmojiOne, Inc."),
-}
-TEST_STYLES: Mapping[str, ArtSet] = {
-    "openmoji": ArtSet("@iconify-json/openmoji@1.2.29", "CC-BY-SA-4.0", "OpenMoji"),
-}
-STYLES: Mapping[str, ArtSet] = {**TRAINING_STYLES, **TEST_STYLES}
-
-# FxEmojis' own names, where they are neither the label's nor another set's with the hyphens left out.
-_FXEMOJI_NAMES = {
-    "🐶": "dog", "🐕": "dogside", "🐱": "cat", "🐈": "catside", "🐯": "tiger", "🐅": "tigerside",
-    "🐷": "pig", "🐖": "pigside", "🐭": "mouse", "🐁": "mouseside", "🐰": "bunny", "🐇": "bunnyside",
-    "🐆": "leopardside", "🐉": "dragonside", "🐲": "dragonhead", "🐪": "dromedarycamel",
-    "🐫": "bactriancamel", "🐹": "hampster", "🐑": "sheep", "🐥": "frontfacingchick", "🕊️": "doveofpeace",
-    "🐳": "spurtingwhale", "🌊": "wave", "🌲": "evergreen", "🌾": "earofrice", "🍂": "fallingleaf",
-    "🍃": "leaffluttering", "🍆": "aubergine", "🌽": "earofmaize", "🌶️": "chilipepper", "🌰": "acorn",
-    "🍕": "sliceofpizza", "🍛": "curryandrice", "🍥": "fishcakeswirl", "🍶": "sakebottleandcup",
-    "🍽️": "forkknife", "🔪": "hocho", "🌍": "europeafricaglobe", "🌎": "americasglobe",
-    "🏔️": "snowmountains", "🏖️": "beachumbrella", "🌇": "sunsetoverbuildings", "🏠": "housebuilding",
-    "🏘️": "housebuildings", "🏤": "europeanpostoffice", "🏰": "europeancastle", "🗼": "toykotower",
-    "🚂": "steamlocomotive", "🚅": "highspeedtrainbulletnose", "🚙": "recreationalvehicle",
-    "🏎️": "racecar", "🚨": "policecarsrevolvinglight", "⚠️": "warningsign",
-    "⏳": "hourglassflowingsand", "🕰️": "manltepiececlock", "🕒": "clock3oclock", "🌧️": "raincloud",
-    "🌨️": "snowcloud", "⛈️": "stormcloud", "🌦️": "sunraincloud", "🎇": "fireworksparkler",
-    "🎊": "confetti", "🎁": "present", "🏮": "izakayalantern", "🏀": "basketballandhoop",
-    "🎾": "tennisball", "🎱": "billiards", "🎣": "fishingpoleandfish", "🎿": "skiandskiboot",
-    "🃏": "playingcardblackjoker", "💩": "poo", "🖼️": "framewithpicture", "🖌️": "lowerleftpaintbrush",
-    "🖍️": "lowerleftcrayon", "👔": "tie", "👕": "mansshirt", "👚": "womansshirt", "💎": "gem",
-    "👛": "pinkwallet", "👝": "makeupbag", "🎒": "schoolsatchel", "👞": "mensshoe", "👠": "heels",
-    "👡": "sandals", "👢": "boot", "🔊": "rightspeaker3soundwaves", "🎶": "multiplemusicalnotes",
-    "🎙️": "studiomic", "📱": "cellphone", "☎️": "blacktelephone", "📞": "telephonereceiver2",
-    "💻": "personalcomputer", "🖱️": "onebuttonmouse", "💾": "floppydisk2", "💿": "opticaldisc",
-    "📹": "handheldvideocamera", "📼": "videocasette", "🔦": "electrictorch",
-    "📔": "notebookdecorativecover", "📤": "outbox", "📫": "closedmailboxraised",
-    "🖋️": "lowerleftfountainpen", "🖊️": "lowerleftpen", "📈": "chartupwardstrend",
-    "📉": "chartdownwardstrend", "✂️": "blackscissors", "💵": "banknotedollar", "🔒": "lock",
-    "🔓": "openlock", "🔐": "lockandkey", "🔗": "linksymbol", "🗡️": "daggerknife",
-    "🔍": "leftmagnifyingglass", "🔎": "rightmagnifyingglass", "🚬": "smokingsymbol", "🗿": "moyai",
-    "🚩": "triangularflagonpost", "💬": "leftspeechbubble", "☀️": "whitesun", "⭐": "whitemediumstar",
-    "🌟": "star", "🚧": "constructionsign", "🏗️": "construction", "⌨️": "wiredkeyboard", "🎹": "keyboard",
-    "🕶️": "darksunglasses", "⚡": "bolt", "🌂": "umbrella",
-}  # fmt: skip
-
-# Icons that bear the emoji's name and show something else (a cricket bat, a window on a screen, a closed
-# umbrella) or nothing that can be seen (a black box).
-_UNFIT = frozenset(
-    {("noto-v1", "🦗"), ("emojione", "🦗"), ("fxemoji", "🪟"), ("fxemoji", "☂️"), ("fxemoji", "🚋")}
-)
 
 
 @dataclass(frozen=True)
@@ -175,20 +118,57 @@ def _names_of_code(code: str) -> frozenset[str]:
 
 
 def icon_name(style: str, emoji: str) -> str | None:
-    """The name of an emoji's icon in a style, or None: by its code points where listed, else by its names."""
-    if (style, emoji) in _UNFIT:
-        return None
+    """The name of the icon that shows the thing of an emoji in a style, or None.
+
+    In a set of emoji by its code points where listed, else by its names; in others by the thing's name.
+    """
     icons = _icon_set(style)
+    if STYLES[style].endings:
+        return _icon_of_name(style).get(_namings()[emoji].name)
+    if (style, emoji) in UNFIT:
+        return None
     known = icons["icons"].keys() | icons.get("aliases", {}).keys()
     code = code_points(emoji)
     if style == "fxemoji":
-        own = {code_points(key): value for key, value in _FXEMOJI_NAMES.items()}
+        own = {code_points(key): value for key, value in FXEMOJI_NAMES.items()}
         names = [own[code]] if code in own else sorted(n.replace("-", "") for n in _names_of_code(code))
     elif listed := _icon_of_code(style):
         names = [listed.get(code, "")]
     else:
         names = sorted(_names_of_code(code))
     return next((name for name in names if name in known), None)
+
+
+@cache
+def _namings() -> dict[str, Naming]:
+    return {naming.emoji: naming for naming in read_namings()}
+
+
+@cache
+def _thing_of_word() -> dict[str, str]:
+    """The one thing that a word is a name of; words that several things share are left out."""
+    owners: dict[str, set[str]] = {}
+    for naming in _namings().values():
+        for word in (naming.name, *naming.synonyms):
+            for form in (word, pluralise(word)):
+                owners.setdefault(normalise(form), set()).add(naming.name)
+    return {word: next(iter(things)) for word, things in owners.items() if len(things) == 1}
+
+
+@cache
+def _icon_of_name(style: str) -> dict[str, str]:
+    """Icons by the name of the thing that they show, in a set of icons of general use."""
+    icons, found = _icon_set(style), {}
+    # An alias that turns another icon is left out, as `icon_svg` cannot draw it.
+    straight = (n for n, a in icons.get("aliases", {}).items() if not set(a) - {"parent", "hidden"})
+    known = sorted({*icons["icons"], *straight})
+    for ending in STYLES[style].endings:
+        for icon in known:
+            word = normalise(icon.removesuffix(ending).replace("-", " "))
+            if icon.endswith(ending) and (thing := _thing_of_word().get(word)):
+                found.setdefault(thing, icon)
+    unfit = UNFIT_ANYWHERE | UNFIT_ICONS.get(style, frozenset())
+    return {thing: icon for thing, icon in found.items() if thing not in unfit}
 
 
 def icon_svg(style: str, name: str) -> str:
@@ -220,6 +200,8 @@ def draw(style: str, emoji: str, size: int = SIZE) -> Image.Image | None:
         return None
     png = resvg_py.svg_to_bytes(svg_string=icon_svg(style, name), width=size, skip_system_fonts=True)
     picture = Image.open(io.BytesIO(png)).convert("RGBA")
+    if STYLES[style].ink:
+        picture = color_in(picture, random.Random(f"{style} {name}"))
     if picture.size == (size, size):
         return picture
     square = Image.new("RGBA", (size, size))

@@ -4,19 +4,18 @@ import multiprocessing
 import os
 import random
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer
 
-from train.language import World, turn, without_picture
-from train.scenes import BACKGROUNDS, FEW, GRID_WEIGHTS, GRIDS, SLOTS, Catalogue, Scene, scene
+from train.language import turn, without_picture
+from train.questions import World
+from train.scenes import BACKGROUNDS, FEW, GRIDS, LARGE_GRIDS, SLOTS, Catalogue, Scene, room, scene
 from train.tokenizer import Coder
-
-CELLS = max(h * w for h, w in GRIDS)
 
 
 class Pictures(NamedTuple):
@@ -41,7 +40,7 @@ class Batch(NamedTuple):
     prompts: np.ndarray  # [B] tokens of the user's part
     lengths: np.ndarray  # [B] tokens in all
     has_picture: np.ndarray  # [B]
-    vision_rows: np.ndarray  # [B * CELLS] which picture tokens there are, in order: row * CELLS + cell
+    vision_rows: np.ndarray  # [B * room] which picture tokens there are, in order: row * room + cell
 
 
 @dataclass(frozen=True)
@@ -53,19 +52,29 @@ class Source:
     art_rows: np.ndarray
     tokenizer: str
     batch_size: int
-    short: int = 128  # tokens; attention is quickest at powers of two
-    long: int = 256
-    long_every: int = 8
+    long_every: int = 8  # batches of stories among the others
     crowded: float = 0.25
     without_picture: float = 0.03
-    grids: tuple[tuple[int, int], ...] = GRIDS
-    grid_weights: tuple[int, ...] = GRID_WEIGHTS
+    grids: Mapping[tuple[int, int], int] = field(default_factory=lambda: GRIDS)
+    large_grids: Mapping[tuple[int, int], int] = field(default_factory=lambda: LARGE_GRIDS)
+    large_from: int = 2**31  # the first batch with pictures of the large grids
     seed: int = 0
 
     @property
     def names(self) -> list[str]:
         """The names that the things bear, each once."""
         return sorted({t.name for t in self.world.things})
+
+    def grids_of(self, index: int) -> Mapping[tuple[int, int], int]:
+        return self.large_grids if index >= self.large_from else self.grids
+
+    def is_long(self, index: int) -> bool:
+        return index % self.long_every == self.long_every - 1
+
+
+def row_length(grid: tuple[int, int], long: bool) -> int:
+    """Length of a batch's rows: room for the picture and most answers, or a story."""
+    return 384 if long else 128 if room(grid) <= 64 else 192
 
 
 def lay_out(scenes: list[Scene], art_rows: np.ndarray) -> Pictures:
@@ -99,11 +108,12 @@ class Maker:
         """Batch `index`, of the grid that falls to it or of a given one."""
         s = self.source
         rng = random.Random(f"{s.seed}-{index}")
-        grid = grid or rng.choices(s.grids, s.grid_weights)[0]
-        long = index % s.long_every == s.long_every - 1
+        shapes = s.grids_of(index)
+        grid = grid or rng.choices(list(shapes), list(shapes.values()))[0]
+        long = s.is_long(index)
         cells = grid[0] * grid[1]
         size, crowded = s.batch_size, int(s.batch_size * s.crowded)
-        tokens = np.full((size, s.long if long else s.short), self.coder.pad, np.int32)
+        tokens = np.full((size, row_length(grid, long)), self.coder.pad, np.int32)
         prompts, lengths = np.zeros(size, np.int32), np.zeros(size, np.int32)
         has_picture = np.array([rng.random() >= s.without_picture for _ in range(size)])
         scenes, label = [], np.full((size, SLOTS), -1, np.int32)
@@ -115,8 +125,8 @@ class Maker:
                 rng, scenes[-1], long, cells if has_picture[i] else 0, tokens.shape[1]
             )
             tokens[i, : len(ids)], lengths[i] = ids, len(ids)
-        seen = (np.flatnonzero(has_picture)[:, None] * CELLS + np.arange(cells)).reshape(-1)
-        vision_rows = np.zeros(size * CELLS, np.int32)
+        seen = (np.flatnonzero(has_picture)[:, None] * room(grid) + np.arange(cells)).reshape(-1)
+        vision_rows = np.zeros(size * room(grid), np.int32)
         vision_rows[: len(seen)] = seen
         pictures = lay_out(scenes, s.art_rows)
         return Batch(grid, crowded, pictures, label, tokens, prompts, lengths, has_picture, vision_rows)

@@ -33,7 +33,10 @@ class Layout(NamedTuple):
 class Variation(NamedTuple):
     """How much drawings and pictures are varied: shares of all, from 0 (as they are) to 1."""
 
-    art: float = 0.55  # things that are redrawn strongly
+    art: float = 0.6  # things that are redrawn strongly
+    outlines: float = 1.0  # how often, of the usual, with outlines
+    palette: float = 1.0  # in other colours
+    shape: float = 1.0  # bent, sheared, stretched and tapered
     picture: float = 1.0  # pictures with blur, noise, JPEG damage and stray shapes
 
 
@@ -67,11 +70,11 @@ def compose(
     )
     picture = _stray_shapes(keys[1], picture, variation.picture)
     picture = _figures(jax.random.fold_in(keys[1], 1), picture, variation.picture)
-    picture, covered = _paste(keys[2], art, layout, slice(0, FEW), picture, grid, variation.art)
+    picture, covered = _paste(keys[2], art, layout, slice(0, FEW), picture, grid, variation)
     shares = jnp.zeros((SLOTS, *covered.shape[1:])).at[:FEW].set(covered)
     if crowded:
         first = Layout(*(jnp.asarray(x)[:crowded] for x in layout))
-        more, covered = _paste(keys[3], art, first, slice(FEW, SLOTS), picture[:crowded], grid, variation.art)
+        more, covered = _paste(keys[3], art, first, slice(FEW, SLOTS), picture[:crowded], grid, variation)
         picture = picture.at[:crowded].set(more)
         shares = shares.at[FEW:, :crowded].set(covered)
     uncovered = jnp.cumprod(1 - shares[::-1], 0)[::-1]  # by this slot and the later ones
@@ -86,7 +89,7 @@ def _paste(
     slots: slice,
     picture: Array,
     grid: tuple[int, int],
-    strength: float,
+    variation: Variation,
 ) -> tuple[Float[Array, "B H W 3"], Float[Array, "S B M"]]:
     """Lay the things of some slots over the picture, slot after slot; and how they cover the cells."""
     B, height, width, _ = picture.shape
@@ -94,10 +97,10 @@ def _paste(
 
     def paste(below: Array, slot: tuple[Array, ...]) -> tuple[Array, Array]:
         key, row, x, y, size = slot
-        layer = _layer(key, art, row, x, y, size, height, width, strength)
+        layer = _layer(key, art, row, x, y, size, height, width, variation)
         alpha = layer[..., 3:]
         share = alpha.reshape(B, grid[0], CELL, grid[1], CELL).mean((2, 4)).reshape(B, -1)
-        below = below * (1 - _shadow(key, row, x, y, size, height, width, strength))
+        below = below * (1 - _shadow(key, row, x, y, size, height, width, variation.art))
         return below * (1 - alpha) + layer[..., :3], share
 
     return jax.lax.scan(paste, picture, (jax.random.split(key, len(columns[0])), *columns))
@@ -124,15 +127,16 @@ def _layer(
     size: Float[Array, " B"],
     height: int,
     width: int,
-    strength: float,
+    variation: Variation,
 ) -> Float[Array, "B H W 4"]:
     """One thing of each row, premultiplied, where the layout wants it."""
     keys = jax.random.split(key, 4)
-    strong = jax.random.uniform(keys[0], row.shape) < strength
-    turned = _warp(keys[1], art, jnp.maximum(row, 0), strong)
-    drawn = _redraw(keys[2], turned, strong) * (row >= 0)[:, None, None, None]
+    strong = jax.random.uniform(keys[0], row.shape) < variation.art
+    turned = _warp(keys[1], art, jnp.maximum(row, 0), strong, variation.shape)
+    drawn = _redraw(keys[2], turned, strong, variation) * (row >= 0)[:, None, None, None]
     stretch = jnp.exp(
-        jax.random.uniform(keys[3], row.shape, minval=-1, maxval=1) * jnp.where(strong, 0.25, 0.04)
+        jax.random.uniform(keys[3], row.shape, minval=-1, maxval=1)
+        * jnp.where(strong, 0.04 + 0.28 * variation.shape, 0.04)
     )
     side = size * min(height, width) / _SIDE
     down = _resample(y * height, side / jnp.maximum(stretch, 1.0), height)
@@ -164,19 +168,22 @@ def _resample(centre: Float[Array, " B"], scale: Float[Array, " B"], length: int
     return weights[..., beyond:-beyond].astype(jnp.bfloat16)
 
 
-def _warp(key: PRNGKeyArray, art: Array, row: Int[Array, " B"], strong: Array) -> Float[Array, "B 128 128 4"]:
-    """Flip, rotate, shear and bend, inside the art's own square."""
+def _warp(
+    key: PRNGKeyArray, art: Array, row: Int[Array, " B"], strong: Array, shape: float
+) -> Float[Array, "B 128 128 4"]:
+    """Flip, rotate, shear, taper and bend, inside the art's own square."""
     u = jax.random.uniform(key, (16, row.shape[0]), minval=-1, maxval=1)
-    angle = jnp.where(strong, 0.5, 0.15) * u[0] ** 3 * 1.5
-    shear = jnp.where(strong, 0.25, 0.0) * u[1]
+    angle = jnp.where(strong, 0.15 + 0.35 * shape, 0.15) * u[0] ** 3 * 1.5
+    shear = jnp.where(strong, 0.25 * shape, 0.0) * u[1]
+    taper = jnp.where(strong, 0.25 * shape, 0.0) * u[10] ** 3
     flip = jnp.where(u[2] > 0.3, -1.0, 1.0)
-    bend = jnp.where(strong, 0.05, 0.0) * jnp.abs(u[3])
+    bend = jnp.where(strong, 0.06 * shape, 0.0) * jnp.abs(u[3])
     zoom = 1 + 0.5 * (jnp.abs(jnp.cos(angle)) + jnp.abs(jnp.sin(angle)) - 1) + 0.5 * jnp.abs(shear) + bend
     line = jnp.linspace(-1, 1, _SIDE)
     gy, gx = (g * zoom[:, None, None] for g in (line[None, :, None], line[None, None, :]))
-    cos, sin, lean = (v[:, None, None] for v in (jnp.cos(angle), jnp.sin(angle), shear))
+    cos, sin, lean, narrow = (v[:, None, None] for v in (jnp.cos(angle), jnp.sin(angle), shear, taper))
     sx, sy = cos * gx + sin * gy, cos * gy - sin * gx
-    sx = (sx + lean * sy) * flip[:, None, None]
+    sx = (sx * (1 + jnp.abs(narrow) + narrow * sy) + lean * sy) * flip[:, None, None]
 
     def wave(i: int) -> Array:
         phase = (
@@ -207,10 +214,10 @@ def _bilinear(art: Array, row: Int[Array, " B"], px: Array, py: Array) -> Float[
 
 
 def _redraw(
-    key: PRNGKeyArray, art: Float[Array, "B 128 128 4"], strong: Array
+    key: PRNGKeyArray, art: Float[Array, "B 128 128 4"], strong: Array, variation: Variation
 ) -> Float[Array, "B 128 128 4"]:
     """Another hand's drawing of the same thing: palette, flatness, outlines, missing parts."""
-    u = jax.random.uniform(key, (24, art.shape[0]), minval=-1, maxval=1)
+    u = jax.random.uniform(key, (36, art.shape[0]), minval=-1, maxval=1)
 
     def one(i: int) -> Array:
         return u[i, :, None, None, None]
@@ -220,33 +227,43 @@ def _redraw(
 
     alpha = art[..., 3:]
     color = art[..., :3] / jnp.maximum(alpha, 1e-3)
-    color = _palette(color, one, chance, strong[:, None, None, None])
+    color = _palette(color, one, chance, strong[:, None, None, None] * variation.palette)
+    color = jnp.where(chance(24, 0.12 * variation.palette), _two_inks(color, u[25:32]), color)
     levels = jnp.round(3.5 + 1.5 * one(10))
     color = jnp.where(chance(11, 0.25), jnp.round(color * levels) / levels, color)
 
     lines = _contours(jnp.concatenate([color * alpha, alpha], -1))
-    lines = jnp.where(one(12) > 0, lines, _pool(lines))  # thin or thick
-    lines *= chance(13, 0.4) * (0.8 + 0.2 * one(14))
-    paper = jnp.where(chance(15, 0.08), 1.0, 0.0)  # line drawing: only the outlines keep their ink
+    wide = _pool(lines)
+    lines = jnp.where(one(12) > 0.2, lines, jnp.where(one(12) > -0.6, wide, _pool(wide)))
+    lines *= chance(13, 0.45 * variation.outlines) * (0.8 + 0.2 * one(14))
+    paper = jnp.where(chance(15, 0.1), 1.0, 0.0)  # line drawing: only the outlines keep their ink
     color = color + (jnp.where(one(16) > -0.5, 1.0, color) - color) * paper * (one(13) < 0.2)
     ink = 0.12 + 0.12 * u[17:20].T[:, None, None, :]
     color = color * (1 - lines) + ink * lines
-    alpha = jnp.maximum(alpha, lines * _pool(alpha))
+    alpha = jnp.maximum(alpha, lines * _pool(_pool(alpha)))
     return jnp.concatenate([color * alpha, alpha], -1) * _cut_out(one, chance)
+
+
+def _two_inks(color: Float[Array, "B 128 128 3"], u: Float[Array, "7 B"]) -> Float[Array, "B 128 128 3"]:
+    """Dark parts in one colour and light ones in another; now and then both alike: a silhouette."""
+    dark, light = (0.5 + 0.5 * u[i : i + 3].T[:, None, None, :] for i in (0, 3))
+    light = jnp.where(u[6, :, None, None, None] < -0.7, dark, light)
+    grey = (color * jnp.array(_LUMA)).sum(-1, keepdims=True)
+    return dark + (light - dark) * grey
 
 
 def _palette(color: Array, one, chance, strong: Array) -> Array:
     """Turn the hue, then saturation, contrast and brightness; sometimes gray."""
-    turn = jnp.where(strong, 0.7, 0.12) * one(0) + chance(1, 0.08) * 3.1416 * one(2)
+    turn = (0.12 + 0.58 * strong) * one(0) + chance(1, 0.08) * 3.1416 * one(2) * strong
     grey = (color * jnp.array(_LUMA)).sum(-1, keepdims=True)
     to_yiq = jnp.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
     y, i, q = jnp.moveaxis(color @ to_yiq.T, -1, 0)
     cos, sin = jnp.cos(turn[..., 0]), jnp.sin(turn[..., 0])
     color = jnp.stack([y, cos * i - sin * q, sin * i + cos * q], -1) @ jnp.linalg.inv(to_yiq).T
-    saturation = jnp.where(chance(3, 0.12), 0.0, 1 + jnp.where(strong, 0.7, 0.15) * one(4))
+    saturation = jnp.where(chance(3, 0.12) & (strong > 0), 0.0, 1 + (0.15 + 0.55 * strong) * one(4))
     color = grey + (color - grey) * saturation
-    contrast = 1 + jnp.where(strong, 0.45, 0.1) * one(5)
-    color = (color - 0.5) * contrast + 0.5 + jnp.where(strong, 0.2, 0.05) * one(6)
+    contrast = 1 + (0.1 + 0.35 * strong) * one(5)
+    color = (color - 0.5) * contrast + 0.5 + (0.05 + 0.15 * strong) * one(6)
     return jnp.clip(color, 0, 1)
 
 

@@ -1,36 +1,35 @@
-"""How well the checkpoint does on scenes that it has never seen:
+"""How well a checkpoint does on scenes that it has never seen:
 
     uv run --extra train python -m train.evaluate [--cases 500]
 
-Scenes come from seeds that training never uses, are painted at twice the model's resolution without any of
-training's variations, stored as JPEG, and go the way of a user's picture: `prepare_inputs`, then `sample`.
-
-A thing counts as named if the answer has its name or a listed synonym (`train.things`), once the phrase for
-the background is taken out. A scene is right if every thing is named and nothing else is.
+Scenes come from seeds that training never uses, are painted without any of training's variations, scaled to
+some size, stored as JPEG, and go the way of a user's picture: `prepare_inputs`, then `sample`, greedily.
+`train.scoring` says when an answer is right.
 """
 
 import argparse
-import io
 import json
 import random
-import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-from PIL import Image
 
 from models import load_model
+from models.load import EMBEDDED
 from sample import SamplingConfig, prepare_inputs, sample
-from train.art import TEST_STYLES, TRAINING_STYLES, Pack, load_pack
-from train.batches import lay_out
-from train.compose import Layout, Variation, compose, premultiplied
-from train.language import NUMBERS, Group, Turn, World, count, groups, where, without_background, yes_no
-from train.scenes import SLOTS, Catalogue, Scene, scene
-from train.things import Names, Thing
+from train import language, questions
+from train.art import load_pack
+from train.art_sets import ICON_STYLES, TEST_STYLES, TRAINING_STYLES
+from train.card import write_sheet, write_table
+from train.groups import Group
+from train.language import Ask
+from train.painter import Case, Painter
+from train.questions import Turn, World
+from train.scenes import SLOTS, Scene
+from train.scoring import Answer, Score, Scorer, relation
+from train.things import Thing
 
 SEED_PROMPTS = (
     "Describe this image",
@@ -49,133 +48,26 @@ EXAMPLES = {
     "stadium_aerial": (("stadium",),),
 }
 _NAMING = ("Describe this image", "What's in this photo?", "Describe the scenery", "What do you see?")
-LARGEST = 2 / 3
-_SCALE = 2  # painted at twice the grid's resolution
-
-
-class Case(NamedTuple):
-    """A picture, a question and what was placed."""
-
-    picture: bytes  # JPEG
-    turn: Turn
-    things: tuple[Thing, ...]  # each name once
-
-
-class Score(NamedTuple):
-    """Right answers of all."""
-
-    right: int
-    cases: int
-
-    def __str__(self) -> str:
-        low, high = wilson(self.right, self.cases)
-        share = 100 * self.right / max(self.cases, 1)
-        return f"{share:.1f} % ({100 * low:.1f} to {100 * high:.1f}; {self.right}/{self.cases})"
-
-
-def wilson(right: int, cases: int, z: float = 1.96) -> tuple[float, float]:
-    """95 % interval of a share (Wilson, 1927)."""
-    if not cases:
-        return 0.0, 1.0
-    share = right / cases
-    middle = (share + z * z / (2 * cases)) / (1 + z * z / cases)
-    reach = z / (1 + z * z / cases) * (share * (1 - share) / cases + z * z / (4 * cases * cases)) ** 0.5
-    return max(0.0, middle - reach), min(1.0, middle + reach)
-
-
-def named(
-    answer: str, things: Sequence[Iterable[str]], names: Names, everything: Sequence[Thing]
-) -> tuple[int, int]:
-    """How many of `things` the answer names, and how many of its other names are of nothing in the picture.
-
-    Args:
-        things: for each thing the names (`Thing.name`) that are right for it.
-    """
-    mentions = [{everything[i].name for i in m.things} for m in names.find(without_background(answer))]
-    wanted = [set(t) for t in things]
-    found = sum(any(m & w for m in mentions) for w in wanted)
-    stray = {frozenset(m) for m in mentions if not any(m & w for w in wanted)}
-    return found, len(stray)
-
-
-class Painter:
-    """Fresh scenes in given styles, as JPEG pictures."""
-
-    def __init__(self, pack: Pack) -> None:
-        self.pack, self.world = pack, World.of(pack.things)
-        self.styles = list(pack.styles)
-        self.art = premultiplied(np.concatenate([pack.styles[s] for s in self.styles]))
-        self.art_rows = np.arange(len(self.art)).reshape(len(self.styles), -1)
-        self._paint = jax.jit(compose, static_argnums=(3, 4, 5))
-
-    def catalogue(self, styles: Iterable[str]) -> Catalogue:
-        """Only the things and styles that have art."""
-        kept = [i for i, s in enumerate(self.styles) if s in set(styles)]
-        rows = range(len(self.pack.things))
-        return Catalogue(
-            [t.name for t in self.pack.things],
-            [[k for k in kept if self.pack.available[self.styles[k]][i]] for i in rows],
-        )
-
-    def cases(
-        self,
-        seed: str,
-        number: int,
-        styles: Iterable[str],
-        ask: Callable[[random.Random, Scene, list[Group], World], Turn | None],
-        least: int = 1,
-        most: int = 3,
-    ) -> list[Case]:
-        """Scenes of `least` to `most` things for which `ask` has a question."""
-        rng = random.Random(f"evaluation-{seed}")
-        catalogue = self.catalogue(styles)
-        scenes, turns = [], []
-        while len(scenes) < number:
-            made = scene(rng, catalogue, (8, 8), most, least=least, largest=LARGEST, overlap=0.0)
-            turn = ask(rng, made, groups(made, self.pack.things), self.world)
-            if turn is not None:
-                scenes.append(made)
-                turns.append(turn)
-        pictures = self.paint(scenes, rng.randrange(2**31))
-        things = [tuple(g.thing for g in groups(s, self.pack.things)) for s in scenes]
-        return [Case(*c) for c in zip(pictures, turns, things, strict=True)]
-
-    def paint(self, scenes: list[Scene], seed: int) -> list[bytes]:
-        size, pictures = 20, []
-        for start in range(0, len(scenes), size):
-            part = scenes[start : start + size]
-            part += [part[-1]] * (size - len(part))
-            layout = Layout(*map(jnp.asarray, lay_out(part, self.art_rows)))
-            grid = (part[0].grid[0] * _SCALE, part[0].grid[1] * _SCALE)
-            key = jax.random.key(seed + start, impl="rbg")
-            painted, _ = self._paint(
-                jnp.asarray(self.art), layout, key, grid, size, Variation(art=0.0, picture=0.0)
-            )
-            pictures += [_jpeg(p) for p in (np.asarray(painted) * 255).round().astype(np.uint8)]
-        return pictures[: len(scenes)]
-
-
-def _jpeg(pixels: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "JPEG", quality=90)
-    return buffer.getvalue()
+Table = dict[str, Score]
 
 
 def answers(
     loaded: Any, pictures: Sequence[Any], prompts: Sequence[str], batch: int = 50, **settings: Any
-) -> list[str]:
-    """The checkpoint's answers; greedy unless `settings` say otherwise."""
+) -> list[Answer]:
+    """The checkpoint's answers; greedy unless `settings` say otherwise. A picture of None: none is shown."""
     model, params, processor = loaded
     settings = {"temperature": 0.0, "max_new_tokens": 128, **settings}
     config = SamplingConfig(eos_id=processor.eos_ids, pad_id=processor.pad_id, **settings)
-    texts: list[str] = []
+    said: list[Answer] = []
     for start in range(0, len(pictures), batch):
         part = slice(start, start + batch)
-        inputs = prepare_inputs(model, params, processor, [[p] for p in pictures[part]], list(prompts[part]))
-        texts += sample(
-            model, params, inputs, config, jax.random.key(start), tokenizer=processor.tokenizer
-        ).texts
-    return texts
+        shown = [[] if picture is None else [picture] for picture in pictures[part]]
+        inputs = prepare_inputs(model, params, processor, shown, list(prompts[part]))
+        key = jax.random.key(start)
+        result = sample(model, params, inputs, config, key, tokenizer=processor.tokenizer)
+        ended = [reason == "stop" for reason in result.finish_reasons]
+        said += map(Answer, result.texts, ended)
+    return said
 
 
 # ---------------------------------------------------------------- the questions
@@ -185,87 +77,141 @@ def ask_names(rng: random.Random, made: Scene, found: list[Group], world: World)
     return Turn("names", rng.choice(_NAMING), "")
 
 
-def ask_count(rng: random.Random, made: Scene, found: list[Group], world: World) -> Turn | None:
-    turn = count(rng, made, found, world)
-    asked_all = "thing" in turn.prompt.lower() or "object" in turn.prompt.lower()
-    return None if asked_all or number(turn.answer) == 0 else turn
-
-
-def ask_yes_no(rng: random.Random, made: Scene, found: list[Group], world: World) -> Turn:
-    return yes_no(rng, made, found, world)
-
-
 def ask_relation(rng: random.Random, made: Scene, found: list[Group], world: World) -> Turn | None:
-    turn = where(rng, made, found, world)
-    return turn if turn.kind == "relation" and relation(turn.answer) else None
+    turn = questions.related(rng, made, found, world)
+    return turn if turn and relation(turn.answer) in questions.OPPOSITE else None
 
 
-def number(text: str) -> int | None:
-    """The first number word."""
-    words = re.findall(r"[a-z]+", text.lower())
-    return next((NUMBERS.index(w) for w in words if w in NUMBERS), None)
+def ask_where(rng: random.Random, made: Scene, found: list[Group], world: World) -> Turn | None:
+    single = [group for group in found if group.count == 1]
+    return questions.where(rng, made, single, world) if single else None
 
 
-def relation(text: str) -> str | None:
-    found = re.search(r"to the left of|to the right of|above|below", text)
-    return found[0] if found else None
+def ask_anything(rng: random.Random, made: Scene, found: list[Group], world: World) -> Turn:
+    return language.turn(rng, made, world)
 
 
-def yes(text: str) -> str:
-    return re.split(r"\W", text.strip())[0].lower()
+def only(kind: str, ask: Ask) -> Ask:
+    """The questions of one kind, where `ask` has several."""
+
+    def asked(rng: random.Random, made: Scene, found: list[Group], world: World) -> Turn | None:
+        turn = ask(rng, made, found, world)
+        return turn if turn and turn.kind == kind else None
+
+    return asked
+
+
+# Kind of question: how it is asked, and of how many things at most.
+KINDS: dict[str, tuple[Ask, int]] = {
+    "describe": (language.describe, 3),
+    "describe the scenery": (language.scenery, 3),
+    "caption": (language.caption, 3),
+    "list": (language.listing, SLOTS),
+    "how many things in all": (only("count all", questions.count), SLOTS),
+    "is one to the left of (right of, above, below) another": (questions.is_related, 3),
+    "what is to the left of (right of, above, below, inside, next to)": (questions.what_is, 3),
+    "where": (ask_where, 3),
+    "color of the background": (only("color", questions.background), 3),
+    "background": (only("background", questions.background), 3),
+    "which animal (food, ...) is this": (only("kind", questions.kind), 3),
+    "what kind of thing is it": (only("kind of", questions.kind), 3),
+    "story": (language.tell, 3),
+}
 
 
 # ---------------------------------------------------------------- the table
 
 
-def score_names(loaded: Any, cases: list[Case], pack: Pack) -> dict[str, Score]:
-    """Recall and precision over things, and scenes that are right."""
-    names = Names(pack.things)
-    texts = answers(loaded, [c.picture for c in cases], [c.turn.prompt for c in cases])
-    found = [
-        named(text, [[t.name] for t in case.things], names, pack.things)
-        for text, case in zip(texts, cases, strict=True)
+class Evaluation:
+    """A checkpoint, the art and the table of scores that grows with each measure."""
+
+    def __init__(self, loaded: Any, painter: Painter, number: int, show: Callable[[str], None]) -> None:
+        self.loaded, self.painter, self.number, self._show = loaded, painter, number, show
+        self.scorer = Scorer(painter.pack.things)
+        self.table: Table = {}
+
+    def put(self, label: str, score: Score) -> None:
+        self.table[label] = score
+        self._show(f"{label}: {score}")
+
+    def names(self, label: str, seed: str, styles: Iterable[str], least: int = 1, most: int = 3) -> None:
+        """Recall and precision over things, and scenes that are right."""
+        cases = self.painter.cases(seed, self.number, styles, ask_names, least, most)
+        said = self._answers(cases)
+        found = [self.scorer.named(a.text, _names(c)) for a, c in zip(said, cases, strict=True)]
+        hits, strays = sum(f for f, _ in found), sum(s for _, s in found)
+        right = sum(f == len(c.things) and not s for (f, s), c in zip(found, cases, strict=True))
+        self.put(f"{label}: things named", Score(hits, sum(len(c.things) for c in cases)))
+        self.put(f"{label}: names that are right", Score(hits, hits + strays))
+        self.put(f"{label}: scenes right", Score(right, len(cases)))
+        strict = Scorer(self.painter.pack.things, synonyms=False)
+        exact = sum(strict.named(a.text, _names(c))[0] for a, c in zip(said, cases, strict=True))
+        if exact != hits:
+            self.put(f"{label}: named without synonyms", Score(exact, sum(len(c.things) for c in cases)))
+
+    def kind(self, label: str, ask: Ask, most: int) -> None:
+        """Answers to one kind of question in the training styles."""
+        cases = self.painter.cases(label, self.number, TRAINING_STYLES, ask, 1, most)
+        room = {"max_new_tokens": 320} if cases[0].turn.kind == "story" else {}
+        said = self._answers(cases, **room)
+        self.put(label, Score(sum(map(self._right, cases, said)), len(cases)))
+        if room:
+            self.put(f"{label}: all different", Score(len({a.text for a in said}), len(said)))
+
+    def examples(self, folder: Path, seeds: int) -> None:
+        """The example pictures; wrong answers are printed."""
+        rows = examples(self.loaded, folder, self.painter.pack.things, seeds)
+        for row in rows:
+            if not row.right:
+                self._show(f"  wrong: {row}")
+        label = "the five example pictures, six prompts, two temperatures"
+        self.put(label, Score(sum(r.right for r in rows), len(rows)))
+
+    def without_picture(self) -> None:
+        rng = random.Random("evaluation-no picture")
+        turns = [language.without_picture(rng, self.painter.pack.things) for _ in range(self.number)]
+        said = answers(self.loaded, [None] * len(turns), [t.prompt for t in turns])
+        right = sum(self.scorer.right(t, (), a) for t, a in zip(turns, said, strict=True))
+        self.put("a prompt without a picture", Score(right, len(turns)))
+
+    def _answers(self, cases: list[Case], **settings: Any) -> list[Answer]:
+        return answers(self.loaded, [c.picture for c in cases], [c.turn.prompt for c in cases], **settings)
+
+    def _right(self, case: Case, answer: Answer) -> bool:
+        return self.scorer.right(case.turn, case.things, answer)
+
+
+def _names(case: Case) -> list[list[str]]:
+    return [[thing.name] for thing in case.things]
+
+
+def measures(painter: Painter) -> list[Callable[[Evaluation], None]]:
+    """All of them, the most telling first; each puts its scores into the table."""
+    few, many, unseen = "1 to 3 things", "4 to 6 things", "(never trained on)"
+    train, icons, test = (
+        [style for style in styles if style in painter.styles]
+        for styles in (TRAINING_STYLES, ICON_STYLES, TEST_STYLES)
+    )
+
+    def names(*given: Any) -> Callable[[Evaluation], None]:
+        return lambda measured: measured.names(*given)
+
+    def kind(*given: Any) -> Callable[[Evaluation], None]:
+        return lambda measured: measured.kind(*given)
+
+    return [
+        names(f"{few}, training styles", "few", train),
+        *(names(f"{few}, {style} {unseen}", "few", [style]) for style in test),
+        names(f"{many}, training styles", "many", train, 4, SLOTS),
+        *(names(f"{many}, {style} {unseen}", "many", [style], 4, SLOTS) for style in test),
+        kind("counts of 1 to 6 exact", only("count", questions.count), SLOTS),
+        kind("yes/no, balanced", questions.yes_no, 3),
+        kind("left, right, above, below", ask_relation, 3),
+        *(kind(label, ask, most) for label, (ask, most) in KINDS.items()),
+        Evaluation.without_picture,
+        *(names(f"{few}, {style}", "few", [style]) for style in train),
+        names(f"{few}, sets of icons", "few", icons),
     ]
-    hits, strays = sum(f for f, _ in found), sum(s for _, s in found)
-    right = sum(f == len(c.things) and not s for (f, s), c in zip(found, cases, strict=True))
-    return {
-        "recall": Score(hits, sum(len(c.things) for c in cases)),
-        "precision": Score(hits, hits + strays),
-        "scenes": Score(right, len(cases)),
-    }
-
-
-def score_same(loaded: Any, cases: list[Case], read: Callable[[str], Any]) -> Score:
-    """Answers in which `read` finds what it finds in the truth."""
-    texts = answers(loaded, [c.picture for c in cases], [c.turn.prompt for c in cases])
-    return Score(sum(read(t) == read(c.turn.answer) for t, c in zip(texts, cases, strict=True)), len(cases))
-
-
-def evaluate(loaded: Any, pack: Pack, cases: int) -> dict[str, Score]:
-    """Every measure, by name."""
-    painter, table = Painter(pack), {}
-    train, test = list(TRAINING_STYLES), [s for s in TEST_STYLES if s in pack.styles]
-
-    def names(label: str, seed: str, styles: list[str], least: int = 1, most: int = 3) -> None:
-        made = painter.cases(seed, cases, styles, ask_names, least, most)
-        for key, score in score_names(loaded, made, pack).items():
-            table[f"{label}: {key}"] = score
-            print(f"{label}: {key}: {score}", flush=True)
-
-    names("1 to 3 things, training styles", "few", train)
-    for style in test:
-        names(f"1 to 3 things, {style} (never trained on)", "few", [style])
-    names("4 to 6 things, training styles", "many", train, 4, SLOTS)
-    for style in train:
-        names(f"1 to 3 things, {style}", "few", [style])
-    for label, ask, read, most in (
-        ("counts 1 to 6", ask_count, number, SLOTS),
-        ("yes/no, balanced", ask_yes_no, yes, 3),
-        ("left, right, above, below", ask_relation, relation, 3),
-    ):
-        table[label] = score_same(loaded, painter.cases(label, cases, train, ask, 1, most), read)
-        print(f"{label}: {table[label]}", flush=True)
-    return table
 
 
 class Shown(NamedTuple):
@@ -281,28 +227,27 @@ class Shown(NamedTuple):
 
 def examples(loaded: Any, folder: Path, everything: Sequence[Thing], seeds: int) -> list[Shown]:
     """The five example pictures under the prompts of the README, at two temperatures."""
-    names, shown = Names(everything), []
+    scorer, shown = Scorer(everything), []
     asked = [(p, q) for p in EXAMPLES for q in SEED_PROMPTS]
     for temperature in (0.3, 0.7):
         for seed in range(seeds):
-            texts = answers(
+            said = answers(
                 loaded, [folder / f"{p}.png" for p, _ in asked], [q for _, q in asked],
-                temperature=temperature, top_p=0.9, top_k=1024, max_new_tokens=256, seed=seed,
+                temperature=temperature, top_p=0.9, top_k=1024, max_new_tokens=320, seed=seed,
             )  # fmt: skip
-            for (picture, prompt), text in zip(asked, texts, strict=True):
-                right = example_right(picture, prompt, text, names, everything)
-                shown.append(Shown(picture, prompt, temperature, seed, text, right))
+            for (picture, prompt), answer in zip(asked, said, strict=True):
+                right = answer.ended and example_right(picture, prompt, answer.text, scorer)
+                shown.append(Shown(picture, prompt, temperature, seed, answer.text, right))
     return shown
 
 
-def example_right(picture: str, prompt: str, text: str, names: Names, everything: Sequence[Thing]) -> bool:
-    """Every thing is named and nothing else is.
+def example_right(picture: str, prompt: str, text: str, scorer: Scorer) -> bool:
+    """Every thing is named and nothing else is; a story needs only name every thing.
 
-    A story may use any word ("home", "star") and needs only name every thing. Asked for an aircraft where
-    there is none, the answer must say so, or at least show none.
+    Asked for an aircraft where there is none, the answer must say so, or at least show none.
     """
     things = EXAMPLES[picture]
-    hits, strays = named(text.replace("no aircraft", ""), things, names, everything)
+    hits, strays = scorer.named(text.replace("no aircraft", ""), things)
     if "story" in prompt:
         return hits == len(things)
     if "aircraft" in prompt and picture != "f35_takeoff":
@@ -310,22 +255,49 @@ def example_right(picture: str, prompt: str, text: str, names: Names, everything
     return hits == len(things) and not strays
 
 
+def report(folder: Path, painter: Painter, table: Table) -> None:
+    """The table and a sheet of test scenes with their answers, into a checkpoint's folder."""
+    write_table(folder / "README.md", {label: str(Score(*score)) for label, score in table.items()})
+    cases = painter.cases("sheet", 12, [*TRAINING_STYLES, *TEST_STYLES], ask_anything, 1, SLOTS)
+    said = answers(load_model(folder), [c.picture for c in cases], [c.turn.prompt for c in cases])
+    shown = [(c.picture, c.turn.prompt, a.text) for c, a in zip(cases, said, strict=True)]
+    write_sheet(folder / "scenes.png", shown)
+
+
+def measure(loaded: Any, painter: Painter, cases: int, seeds: int, part: slice) -> Table:
+    """The table of some of the measures; the example pictures, if `seeds`, are the first."""
+    measured = Evaluation(loaded, painter, cases, lambda line: print(line, flush=True))
+    todo = measures(painter)
+    if seeds:
+        folder = Path(__file__).parents[1] / "examples" / "imgs"
+        todo.insert(0, lambda measured: measured.examples(folder, seeds))
+    for one in todo[part]:
+        one(measured)
+    return measured.table
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Evaluate a checkpoint on fresh scenes.")
-    parser.add_argument("--model", default="embedded")
-    parser.add_argument("--cases", type=int, default=500)
+    parser.add_argument("--model", type=Path, default=EMBEDDED, help="its folder; the table goes to its card")
+    parser.add_argument("--cases", type=int, default=500, help="of each measure")
     parser.add_argument("--seeds", type=int, default=10, help="of the example pictures, for each temperature")
+    parser.add_argument("--part", default="0:", help="of the measures, as a slice; no card is written then")
     parser.add_argument("--out", type=Path, help="write the table as JSON")
+    parser.add_argument(
+        "--from", nargs="*", type=Path, dest="tables", help="tables to join instead of measuring"
+    )
     given = parser.parse_args()
-    pack, loaded = load_pack(), load_model(given.model)
-    rows = examples(loaded, Path(__file__).parents[1] / "examples" / "imgs", pack.things, given.seeds)
-    print(f"examples: {Score(sum(r.right for r in rows), len(rows))}", flush=True)
-    for row in rows:
-        if not row.right:
-            print("  wrong:", *row[:5])
-    table = evaluate(loaded, pack, given.cases) if given.cases else {}
+    painter = Painter(load_pack())
+    table: Table = {}
+    for path in given.tables or ():
+        table |= json.loads(path.read_text())
+    if not given.tables:
+        part = slice(*(int(n) if n else None for n in given.part.split(":")))
+        table = measure(load_model(given.model), painter, given.cases, given.seeds, part)
     if given.out:
-        given.out.write_text(json.dumps({"table": table, "examples": rows}, indent=1))
+        given.out.write_text(json.dumps(table, indent=1))
+    if given.part == "0:":
+        report(given.model, painter, table)
 
 
 if __name__ == "__main__":

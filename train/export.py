@@ -11,8 +11,8 @@ from models.qwen3_vl import Qwen3VL
 from models.weights import save_checkpoint
 from train.tokenizer import ENDOFTEXT, IM_END, save_tokenizer
 
-# Areas in pixels: every picture comes to about 256 x 256, in the grids of `train.scenes`.
-SHORTEST, LONGEST = 49152, 65536
+# Areas in pixels: small pictures come to about 224 x 224, large ones to 320 x 320, as in `train.scenes`.
+SHORTEST, LONGEST = 49152, 102400
 
 PREPROCESSOR = {
     "image_processor_type": "Qwen2VLImageProcessorFast",

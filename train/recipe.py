@@ -1,6 +1,6 @@
 """Train the checkpoint that ships, from art to `models/embedded/`, with one command:
 
-    uv run --extra train python -m train.recipe             # one GPU, about 20 minutes
+    uv run --extra train python -m train.recipe             # one GPU, about 25 minutes
     uv run --extra train python -m train.recipe --smoke     # tiny, on a CPU, a few minutes
 
 A run that was cut short goes on from its last checkpoint: give the same command again.
@@ -9,10 +9,11 @@ A run that was cut short goes on from its last checkpoint: give the same command
 import argparse
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,23 +24,37 @@ import optax
 from jaxtyping import Array
 from tokenizers import Tokenizer
 
+from models import load_model
 from models.config import Qwen3VLConfig
+from models.load import EMBEDDED
 from models.qwen3_vl import Qwen3VL, VisionEmbeddings
 from models.weights import load_params
-from train.art import PACK, TRAINING_STYLES, Pack, load_pack, make_pack
-from train.batches import CELLS, Batch, Maker, Source, batches
+from train.art import PACK, Pack, load_pack, make_pack
+from train.art_sets import ICON_STYLES, TRAINING_STYLES
+from train.batches import Batch, Maker, Source, batches, row_length
 from train.compose import Layout, Variation, compose, patches, premultiplied
+from train.evaluate import measure, report
 from train.export import export
-from train.language import World
 from train.model import FULL, TINY, model_config
-from train.scenes import GRID_WEIGHTS, GRIDS, Catalogue
+from train.painter import Painter
+from train.questions import World
+from train.scenes import GRIDS, LARGE_GRIDS, Catalogue, room
 from train.tokenizer import Coder, corpus, train_tokenizer
 
 OUT = Path(__file__).parent / "out"
-EMBEDDED = Path(__file__).parents[1] / "models" / "embedded"
-
-
+_SAVE_EVERY = 180.0  # seconds
+_ICON_WEIGHT = 0.35  # of a set of icons, beside 1 for a whole set of emoji
 _VARIATION = Variation()
+
+# What can be left out, to see what it is worth.
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "nothing": {},
+    "icons": {"icon_weight": 0.0},
+    "outlines": {"variation": Variation(outlines=0.0)},
+    "palette": {"variation": Variation(palette=0.0)},
+    "shape": {"variation": Variation(shape=0.0)},
+    "redrawing": {"variation": Variation(art=0.0)},
+}
 
 
 @dataclass(frozen=True)
@@ -56,13 +71,18 @@ class Settings:
     seeing: float = 0.3  # weight of the auxiliary loss: which thing does each picture token show?
     optimizer: str = "muon"
     variation: Variation = _VARIATION
-    grids: tuple[tuple[int, int], ...] = GRIDS
+    icon_weight: float = _ICON_WEIGHT
+    grids: Mapping[tuple[int, int], int] = field(default_factory=lambda: GRIDS)
+    large_grids: Mapping[tuple[int, int], int] = field(default_factory=lambda: LARGE_GRIDS)
+    large: float = 0.15  # the last share of the steps, with larger pictures
     start: Path | None = None  # a checkpoint whose weights to begin with
     seed: int = 0
     workers: int | None = None
 
 
-SMOKE = Settings(TINY, vocabulary=1024, batch=8, steps=20, warmup=4, workers=0)
+SMOKE = Settings(
+    TINY, vocabulary=1024, batch=8, steps=20, warmup=4, workers=0, grids={(4, 5): 1}, large_grids={(5, 6): 1}
+)
 
 
 class State(NamedTuple):
@@ -101,15 +121,15 @@ def paint(
     variation: Variation,
     names: int,
 ) -> tuple[Array, Array]:
-    """Patches [B, 4 * CELLS, patch_dim], and what each cell shows as shares of all names and of nothing."""
+    """Patches [B, 4 * room, patch_dim], and what each cell shows as shares of all names and of nothing."""
     picture, shares = compose(art, layout, key, grid, crowded, variation)
     flat = patches(picture).astype(jnp.bfloat16)
-    flat = jnp.pad(flat, ((0, 0), (0, 4 * CELLS - flat.shape[1]), (0, 0)))
+    flat = jnp.pad(flat, ((0, 0), (0, 4 * room(grid) - flat.shape[1]), (0, 0)))
     rows = jnp.arange(label.shape[0])[:, None, None]
     cells = jnp.arange(shares.shape[1])[None, :, None]
     shown = jnp.zeros((*shares.shape[:2], names + 1)).at[rows, cells, label[:, None, :]].add(shares)
     shown = shown.at[..., -1].set(1 - shown[..., :-1].sum(-1))  # label -1 is the last column
-    return flat, jnp.pad(shown, ((0, 0), (0, CELLS - shown.shape[1]), (0, 0))).astype(jnp.bfloat16)
+    return flat, jnp.pad(shown, ((0, 0), (0, room(grid) - shown.shape[1]), (0, 0))).astype(jnp.bfloat16)
 
 
 def losses(
@@ -202,7 +222,10 @@ class Run:
 
     def __init__(self, settings: Settings, pack: Pack) -> None:
         self.settings = settings
-        styles = [style for style in TRAINING_STYLES if style in pack.styles]
+        weights = dict.fromkeys(TRAINING_STYLES, 1.0)
+        if settings.icon_weight:
+            weights |= dict.fromkeys(ICON_STYLES, settings.icon_weight)
+        styles = [style for style in weights if style in pack.styles]
         available = np.stack([pack.available[style] for style in styles])
         rows = np.where(available, np.cumsum(available).reshape(available.shape) - 1, -1)
         self.art = jnp.asarray(
@@ -210,7 +233,9 @@ class Run:
         )
         world = World.of(pack.things)
         catalogue = Catalogue(
-            [t.name for t in pack.things], [np.flatnonzero(column).tolist() for column in available.T]
+            [t.name for t in pack.things],
+            [np.flatnonzero(column).tolist() for column in available.T],
+            [weights[style] for style in styles],
         )
         self.tokenizer = (
             Tokenizer.from_file(str(settings.start / "tokenizer.json"))
@@ -224,14 +249,16 @@ class Run:
             self.tokenizer.to_str(),
             settings.batch,
             grids=settings.grids,
-            grid_weights=tuple(GRID_WEIGHTS[GRIDS.index(g)] if g in GRIDS else 1 for g in settings.grids),
+            large_grids=settings.large_grids,
+            large_from=round(settings.steps * (1 - settings.large)),
             seed=settings.seed,
         )
         self.config = model_config(self.tokenizer, settings.sizes)
         self.model = Qwen3VL(Qwen3VLConfig.from_dict(self.config), dtype=jnp.bfloat16)
         self.optimizer = make_optimizer(settings)
         self.names = len(self.source.names)
-        self.places = {grid: self._places(grid) for grid in settings.grids}
+        grids = dict.fromkeys([*settings.grids, *settings.large_grids])
+        self.places = {grid: self._places(grid) for grid in grids}
 
     def _places(self, grid: tuple[int, int]) -> tuple[Any, dict[int, np.ndarray]]:
         """The tower's layout for a grid, and the prompt's positions [2, 3, T] for both lengths."""
@@ -239,13 +266,13 @@ class Run:
         cells = grid[0] * grid[1]
         head = len(Coder.of(self.tokenizer).head) + 1
         positions = {}
-        for T in (self.source.short, self.source.long):
+        for T in (row_length(grid, long=False), row_length(grid, long=True)):
             row = np.zeros((1, T), np.int32)
             text, _ = self.model.prompt_positions(row, np.zeros((0, 3), np.int64), np.array([T]))
             row[0, head : head + cells] = self.model.image_pad_id
             pictured, _ = self.model.prompt_positions(row, thw, np.array([T]))
             positions[T] = np.stack([text[:, 0], pictured[:, 0]])
-        return self.model.vision_layout(thw, 4 * CELLS), positions
+        return self.model.vision_layout(thw, 4 * room(grid)), positions
 
     def start(self) -> State:
         def init(key: Array) -> State:
@@ -290,21 +317,32 @@ class Run:
         return update(self.model, self.optimizer, self.settings.seeing, state, inputs, pixels, shown, places)
 
     def compile(self, state: State) -> None:
-        """Fill the compile cache for all grids and both lengths, in threads: in turn it takes minutes."""
-        maker = Maker(self.source)
-        every = self.source.long_every
-        made = [maker.make(0, grid) for grid in self.source.grids]
-        made.append(maker.make(every - 1, self.source.grids[0]))
-        ready = [(batch, *self.inputs(batch)) for batch in made]
-        paints = [self.paint(batch, inputs, 0, paint.lower) for batch, inputs, _ in ready[:-1]]
-        pixels, shown = jax.eval_shape(partial(self.paint, *ready[0][:2], 0))
-        static = (self.model, self.optimizer, self.settings.seeing, state)
-        updates = [
-            update.lower(*static, inputs, pixels, shown, places)
-            for _, inputs, places in (ready[0], ready[-1])
-        ]
+        """Fill the compile cache for all shapes to come, in threads: in turn it takes minutes."""
+        source, maker = self.source, Maker(self.source)
+        phases = [0] if source.large_from >= self.settings.steps else [0, source.large_from]
+        made = {}
+        for first in phases:
+            for grid in source.grids_of(first):
+                made[grid, False] = maker.make(_next(first, source.is_long, False), grid)
+            made[grid, True] = maker.make(
+                _next(first, source.is_long, True), grid
+            )  # any: rows are padded alike
+        ready = [(batch, *self.inputs(batch)) for batch in made.values()]
+        short = [(b, i) for (b, i, _), (_, long) in zip(ready, made, strict=True) if not long]
+        lowered = [self.paint(batch, inputs, 0, paint.lower) for batch, inputs in short]
+        static, seen = (self.model, self.optimizer, self.settings.seeing, state), set()
+        for batch, inputs, places in ready:
+            if (shape := (room(batch.grid), batch.tokens.shape)) not in seen:
+                seen.add(shape)
+                pixels, shown = jax.eval_shape(partial(self.paint, batch, inputs, 0))
+                lowered.append(update.lower(*static, inputs, pixels, shown, places))
         with ThreadPoolExecutor() as pool:
-            list(pool.map(lambda lowered: lowered.compile(), updates + paints))
+            list(pool.map(lambda program: program.compile(), lowered))
+
+
+def _next(first: int, test: Callable[[int], bool], wanted: bool) -> int:
+    """The first number from `first` on for which `test` gives `wanted`."""
+    return next(i for i in count(first) if test(i) == wanted)
 
 
 def train(run: Run, folder: Path, minutes: float = float("inf")) -> State:
@@ -313,7 +351,7 @@ def train(run: Run, folder: Path, minutes: float = float("inf")) -> State:
     state, log = _resume(run, folder)
     run.compile(state)
     began, first = time.monotonic(), int(state.step)
-    shown_at, shown_step = began, first
+    shown_at, shown_step, saved_at = began, first, began
     for index, batch in _numbered(run, first):
         state, found = run.update(state, batch, index)
         done = index + 1
@@ -327,8 +365,12 @@ def train(run: Run, folder: Path, minutes: float = float("inf")) -> State:
                 print(f"step {done}: " + ", ".join(f"{k} {v:.4g}" for k, v in values.items()), flush=True)
             if not np.isfinite(values["answer"]):
                 raise FloatingPointError(f"step {done}: the loss is not finite")
-        if time.monotonic() - began > minutes * 60:
+        now = time.monotonic()
+        if now - began > minutes * 60:
             break
+        if now - saved_at > _SAVE_EVERY:
+            saved_at = now
+            _save(folder, state, log)
     _save(folder, state, log)
     return state
 
@@ -355,23 +397,45 @@ def _save(folder: Path, state: State, log: list[dict[str, float]]) -> None:
     (folder / "log.json").write_text(json.dumps(log))
 
 
-def plot(folder: Path) -> None:
-    """The losses over the steps, as `loss.png`."""
+def plot(log: Path, target: Path) -> None:
+    """The losses over the steps."""
     from matplotlib.figure import Figure  # noqa: PLC0415  (only this needs it)
 
-    log = json.loads((folder / "log.json").read_text())
+    entries = json.loads(log.read_text())
     figure = Figure(figsize=(7, 3), layout="constrained")
     left, right = figure.subplots(1, 2)
+    steps = [e["step"] for e in entries]
     for name in ("answer", "cells"):
-        left.plot([e["step"] for e in log], [e[name] for e in log], label=f"{name} loss", linewidth=0.8)
-        right.plot(
-            [e["step"] for e in log], [e[f"{name} right"] for e in log], label=f"{name} right", linewidth=0.8
-        )
+        left.plot(steps, [e[name] for e in entries], label=f"{name} loss", linewidth=0.8)
+        right.plot(steps, [e[f"{name} right"] for e in entries], label=f"{name} right", linewidth=0.8)
     left.set_yscale("log")
     for axes in (left, right):
         axes.set_xlabel("step")
         axes.legend()
-    figure.savefig(folder / "loss.png", dpi=80)
+    figure.savefig(target, dpi=80)
+
+
+def make(
+    run: Run, pack: Pack, out: Path, folder: Path, *, minutes: float = float("inf"), cases: int, seeds: int
+) -> None:
+    """All of it: train, export to `folder`, plot, evaluate and write the model card's table.
+
+    Args:
+        out: where the run keeps its checkpoints and its log.
+        minutes: stop training after so many; nothing is exported then.
+        cases: of each measure of the evaluation; 0: no evaluation.
+        seeds: for each temperature, of the example pictures.
+    """
+    state = train(run, out, minutes)
+    if int(state.step) < run.settings.steps:
+        print(f"stopped at step {int(state.step)} of {run.settings.steps}: the same command goes on")
+        return
+    export(folder, run.model, state.params["model"], run.tokenizer, run.config)
+    plot(out / "log.json", folder / "loss.png")
+    print(f"wrote {folder}", flush=True)
+    if cases:
+        painter = Painter(pack)
+        report(folder, painter, measure(load_model(folder), painter, cases, seeds, slice(None)))
 
 
 def main() -> None:
@@ -381,8 +445,12 @@ def main() -> None:
     parser.add_argument(
         "--start", type=Path, help="a checkpoint to begin with, its weights and its tokenizer"
     )
+    parser.add_argument("--without", choices=ABLATIONS, default="nothing", help="leave a part out")
+    parser.add_argument("--large", type=float, help="the last share of the steps, with larger pictures")
+    parser.add_argument("--workers", type=int, help="processes that make batches (default: a core each)")
     parser.add_argument("--learning-rate", type=float, help="the highest one")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop early, to go on later")
+    parser.add_argument("--cases", type=int, help="of each measure of the evaluation; 0 for none")
     parser.add_argument("--out", type=Path, default=OUT, help="checkpoints and log (default: %(default)s)")
     parser.add_argument(
         "--export", type=Path, help=f"folder of the result (default: {EMBEDDED}, or in --out)"
@@ -396,15 +464,16 @@ def main() -> None:
         steps=given.steps or settings.steps,
         start=given.start,
         learning_rate=given.learning_rate or settings.learning_rate,
+        workers=settings.workers if given.workers is None else given.workers,
+        large=settings.large if given.large is None else given.large,
+        **ABLATIONS[given.without],
     )
     jax.config.update("jax_compilation_cache_dir", str(given.out / "compiled"))
-    run = Run(settings, load_pack(styles=TRAINING_STYLES))
-    state = train(run, given.out, given.minutes)
-    plot(given.out)
-    if int(state.step) == settings.steps:
-        folder = given.export or (given.out / "model" if given.smoke else EMBEDDED)
-        export(folder, run.model, state.params["model"], run.tokenizer, run.config)
-        print(f"wrote {folder}")
+    pack = load_pack()
+    folder = given.export or (given.out / "model" if given.smoke else EMBEDDED)
+    cases, seeds = (2, 1) if given.smoke else (500, 10)
+    cases = cases if given.cases is None else given.cases
+    make(Run(settings, pack), pack, given.out, folder, minutes=given.minutes, cases=cases, seeds=seeds)
 
 
 if __name__ == "__main__":

@@ -9,9 +9,21 @@ SLOTS = 6  # things in a scene, at most
 FEW = 3
 SMALLEST, LARGEST = 0.1, 0.9  # side of a thing over the shorter side of the picture
 
-# Rows and columns of 32 x 32 pixel cells: what the preprocessor makes of pictures from 1:2 to 2:1.
-GRIDS = ((8, 8), (6, 9), (9, 6), (6, 10), (7, 8), (5, 11))
-GRID_WEIGHTS = (50, 22, 10, 8, 6, 4)
+# Rows and columns of 32 x 32 pixel cells, and how often: what the preprocessor makes of pictures from 1:3 to
+# 3:1. Up to 64 cells (about 256 x 256 pixels) for most of the training, up to 100 (320 x 320) at its end.
+GRIDS = {
+    (8, 8): 40, (7, 8): 10, (7, 9): 8, (6, 9): 16, (9, 6): 9, (6, 10): 7, (5, 11): 4, (4, 13): 3, (13, 4): 3,
+}  # fmt: skip
+LARGE_GRIDS = {
+    (10, 10): 40, (9, 10): 10, (8, 11): 14, (8, 12): 12, (12, 8): 8, (7, 13): 8, (5, 17): 4, (17, 5): 4,
+}  # fmt: skip
+CELLS = (64, 100)  # what the pictures of a batch are padded to
+
+
+def room(grid: tuple[int, int]) -> int:
+    """Cells that a batch with this grid is padded to."""
+    return next(cells for cells in CELLS if grid[0] * grid[1] <= cells)
+
 
 DRAWN = (
     "sky", "grass", "sea", "desk", "night", "snow", "city", "room", "forest", "runway", "beach", "hills",
@@ -59,10 +71,18 @@ class Scene:
 
 
 class Catalogue(NamedTuple):
-    """Which things there are to place: `styles[i]` lists the styles that have art of thing i."""
+    """Which things there are to place: `styles[i]` lists the styles that have art of thing i.
+
+    `weights[style]` says how often a style is drawn where a thing has several.
+    """
 
     names: Sequence[str]
     styles: Sequence[Sequence[int]]
+    weights: Sequence[float]
+
+    def style(self, rng: random.Random, thing: int) -> int:
+        styles = self.styles[thing]
+        return rng.choices(styles, [self.weights[s] for s in styles])[0]
 
 
 def scene(
@@ -74,23 +94,25 @@ def scene(
     least: int = 1,
     largest: float = LARGEST,
     overlap: float = 0.3,
+    inside: float = 0.05,
 ) -> Scene:
     """A scene of `least` to `most` things; some repeat a thing, so that there is something to count.
 
     Args:
         largest: the side of the largest thing over the shorter side of the picture.
         overlap: the share of scenes in which a thing may stand well in front of another.
+        inside: the share of scenes in which a thing stands inside the largest one.
     """
     things = _things(rng, catalogue, rng.randint(least, most), 0.15 if most <= FEW else 0.6)
-    common = rng.choice(catalogue.styles[things[0]])
+    common = catalogue.style(rng, things[0])
     mixed = rng.random() < 0.3
     styles = [
-        common if common in catalogue.styles[t] and not mixed else rng.choice(catalogue.styles[t])
-        for t in things
+        common if common in catalogue.styles[t] and not mixed else catalogue.style(rng, t) for t in things
     ]
-    boxes = _boxes(
-        rng, len(things), grid, largest, rng.uniform(0.22, 0.46) if rng.random() < overlap else 0.46
-    )
+    apart = rng.uniform(0.22, 0.46) if rng.random() < overlap else 0.46
+    boxes = _boxes(rng, len(things), grid, largest, apart)
+    if len(things) > 1 and rng.random() < inside:
+        boxes[1] = _within(rng, boxes[0], grid)
     background = rng.choice(("plain", "gradient")) if rng.random() < 0.35 else rng.choice(DRAWN)
     colors = tuple(rng.sample(list(COLORS), 2))
     return Scene(
@@ -134,6 +156,17 @@ def _boxes(
                 break
         boxes.append((x, y, side))
     return [(x / width, y / height, side) for x, y, side in boxes]
+
+
+def _within(
+    rng: random.Random, box: tuple[float, float, float], grid: tuple[int, int]
+) -> tuple[float, float, float]:
+    """A small box inside another."""
+    height, width = grid[0] / min(grid), grid[1] / min(grid)
+    x, y, side = box
+    size = max(side * rng.uniform(0.3, 0.42), SMALLEST)
+    room = max(side - size, 0) * 0.35
+    return x + rng.uniform(-room, room) / width, y + rng.uniform(-room, room) / height, size
 
 
 def _color(rng: random.Random, name: str) -> tuple[float, float, float]:

@@ -160,39 +160,134 @@ _ENDS = (
     "And that is how {name} learned that the best things are close to home.",
     "Since then, {the_hero} has told this story every year.",
 )
+_SETTINGS = {
+    "sky": ("Soft clouds drifted by, and far below the world looked very small.",
+            "The air was clear, and the wind hummed an old tune."),
+    "grass": ("The air smelled of summer, and small beetles hurried from blade to blade.",
+              "Far and wide there was nothing but green, warm in the light."),
+    "sea": ("The waves told long stories to the shore, and the air tasted of salt.",
+            "Now and then a wave came close, looked around and went back."),
+    "desk": ("The wood was old and full of scratches, and each scratch had a story.",
+             "A beam of light fell on the wood, and dust danced in it."),
+    "night": ("It was so quiet that one could almost hear the stars shine.",
+              "The dark was not frightening at all: it was soft, like a blanket."),
+    "snow": ("Everything was white and silent, and the cold made the air glitter.",
+             "Flakes fell one by one, and not a sound could be heard."),
+    "city": ("Behind every window somebody was busy, and nobody looked up.",
+             "The streets were full of noise, and the lights never went out."),
+    "room": ("It was warm in there, and the walls had heard many secrets.",
+             "The floor creaked now and then, as if it wanted to say something."),
+    "forest": ("The leaves whispered to one another, and the light was green and gold.",
+               "It smelled of moss and rain, and nobody had walked there for a long time."),
+    "runway": ("The wide gray ground seemed to have no end, and the wind was strong.",
+               "It was a place for those who wanted to go far away."),
+    "beach": ("The sand was soft and warm, and the waves came and went.",
+              "It was the kind of place where one forgets the time."),
+    "hills": ("The hills lay in the haze, one behind the other, like sleeping giants.",
+              "Whoever looked at the hills for long enough wanted to know what was behind them."),
+}  # fmt: skip
+_SETTING_ANYWHERE = (
+    "There was not much to see there, and so every little thing mattered.",
+    "It was a place so simple that one could hear one's own thoughts.",
+    "Everything there had the same color, and nobody knew why.",
+)
+_THOUGHTS = (
+    "{name} thought about it for a long time and could not sleep.",
+    '"There must be more than this," {name} used to say.',
+    "Nobody else knew of it, and {name} kept it like a treasure.",
+    '"One day," thought {name}, "one day it will happen."',
+    "It was not easy to explain, but {name} felt it every day.",
+    "The others would have laughed, so {name} told nobody.",
+    "{name} counted the days and waited for a sign.",
+)
+_TOGETHER = (
+    "They talked until it was late, and each told the best story.",
+    "From then on they went side by side.",
+    '"Come with me," said {name}, and that was all it took.',
+    "It felt as if they had known one another for years.",
+    "They did not need many words to become friends.",
+    "They laughed so loudly that the whole place could hear it.",
+)
+_ALONE_MORE = (
+    "Being alone was not so bad, {name} found: there was so much to think about.",
+    '"Then I will be my own friend," said {name}, and went on.',
+    "The way went on and on, and {name} began to sing softly.",
+    "Step by step {name} came closer to something new.",
+)
+_TURNS = (
+    "For a moment nobody dared to move.",
+    "It seemed that all was lost.",
+    "The wind grew stronger and stronger.",
+    "{name} wanted to turn back, but it was too late.",
+    '"What shall we do now?" asked a small voice.',
+    "Time seemed to stand still.",
+)
+_RELIEF = (
+    "Slowly the trouble passed, and the light came back.",
+    "After a while it was over, as quickly as it had come.",
+    "Then everything was calm again, calmer than before.",
+    "When it was done, everybody cheered.",
+    "And just like that, the worst was over.",
+)
+_LESSONS = (
+    '"It was not luck," {name} said later, "it was patience."',
+    "On the way back everything looked different, brighter and a little bigger.",
+    "{name} had learned that courage is often very quiet.",
+    "There was a feast with music, and it lasted until the morning.",
+    "The secret, it turned out, had been there all the time.",
+    "{name} wrote it all down, so that nobody would forget it.",
+    "Never again did {name} complain about a boring day.",
+)
 _NUMBERS = ("no", "one", "two", "three", "four", "five", "six")
 
 
 def story(rng: random.Random, background: str, groups: Sequence[tuple[Thing, int]]) -> str:
-    """About 60 to 150 words that mention every group and the place.
+    """About 150 words that mention every group and the place.
 
     Args:
         background: a key of `train.scenes.BACKGROUNDS`.
         groups: things and how many of each there are.
     """
-    order = sorted(groups, key=lambda g: ("animal" not in g[0].kinds, rng.random()))
+    order = sorted(groups, key=lambda g: (not _alive(g[0]), rng.random()))
     (thing, count), others = order[0], order[1:]
     words = {"name": rng.choice(_NAMES), "hero": _phrase(thing, count), "the_hero": _the(thing, 1)}
-    alive = "animal" in thing.kinds or thing.kind == "mythical creature"
-    beginnings = _PAIRS if count > 1 else _ALIVE if alive else _STILL
+    beginnings = _PAIRS if count > 1 else _ALIVE if _alive(thing) else _STILL
     sentences = [
         f"{rng.choice(_TIMES)}, {rng.choice(_PLACES.get(background, _ANYWHERE))}, {rng.choice(beginnings)}",
+        rng.choice(_SETTINGS.get(background, _SETTING_ANYWHERE)),
         rng.choice(_WISHES),
+        rng.choice(_THOUGHTS),
         rng.choice(_STARTS),
+        *_middle(rng, others, words["name"]),
+        rng.choice(_TROUBLES),
+        rng.choice(_TURNS),
+        *_rescue(rng, others),
+        rng.choice(_RELIEF),
     ]
-    meetings = rng.sample(_MEETINGS, len(others))
-    episodes = [
-        m.format(other=_phrase(t, n), name=words["name"]) for m, (t, n) in zip(meetings, others, strict=True)
-    ]
-    sentences += episodes or rng.sample(_ALONE, 2)
-    sentences.append(rng.choice(_TROUBLES))
-    if others and rng.random() < 0.7:
-        friend, number = rng.choice(others)
-        sentences.append(rng.choice(_HELP_OTHER).replace("{the_other}", _the(friend, number)))
-    if not others or rng.random() < 0.6:
-        sentences.append(rng.choice(_HELP))
+    if len(others) < 4:  # more things have told enough
+        sentences.append(rng.choice(_LESSONS))
     sentences.append(rng.choice(_ENDS))
     return " ".join(sentences).format(**words)
+
+
+def _middle(rng: random.Random, others: Sequence[tuple[Thing, int]], name: str) -> list[str]:
+    """The hero meets every other thing, or nobody."""
+    if not others:
+        return [*rng.sample(_ALONE, 2), *rng.sample(_ALONE_MORE, 2)]
+    meetings = rng.sample(_MEETINGS, len(others))
+    told = [m.format(other=_phrase(t, n), name=name) for m, (t, n) in zip(meetings, others, strict=True)]
+    return told if len(others) > 3 else [*told, *rng.sample(_TOGETHER, 2 if len(others) == 1 else 1)]
+
+
+def _rescue(rng: random.Random, others: Sequence[tuple[Thing, int]]) -> list[str]:
+    if others and rng.random() < 0.7:
+        friend, number = rng.choice(others)
+        return [rng.choice(_HELP_OTHER).replace("{the_other}", _the(friend, number))]
+    return [rng.choice(_HELP)]
+
+
+def _alive(thing: Thing) -> bool:
+    return "animal" in thing.kinds or thing.kind in ("mythical creature", "person")
 
 
 def _phrase(thing: Thing, count: int) -> str:

@@ -102,6 +102,11 @@ class Thing:
         return f"{self.article} {self.name}".lstrip()
 
     @cached_property
+    def own_keys(self) -> frozenset[str]:
+        """The name alone, as `normalise` spells it, singular and plural."""
+        return frozenset((normalise(self.name), normalise(self.plural)))
+
+    @cached_property
     def keys(self) -> frozenset[str]:
         """Every name that counts, as `normalise` spells it, singular and plural."""
         words = [self.name, self.plural, *self.synonyms, *map(pluralise, self.synonyms)]

@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from train.language import Turn, World, turn, without_picture
+from train.language import turn, without_picture
+from train.questions import Turn, World
 from train.scenes import GRIDS, Catalogue, scene
 
 ENDOFTEXT, IM_START, IM_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
@@ -80,7 +81,7 @@ def corpus(world: World, catalogue: Catalogue, turns: int, seed: int = 0) -> Ite
         if i % 20 == 0:
             made = without_picture(rng, world.things)
         else:
-            made = turn(rng, scene(rng, catalogue, rng.choice(GRIDS), 6), world, long=i % 5 == 0)
+            made = turn(rng, scene(rng, catalogue, rng.choice(list(GRIDS)), 6), world, long=i % 5 == 0)
         yield made.prompt
         yield made.answer
 
