@@ -120,5 +120,7 @@ def test_a_part_can_be_left_out(run: Run) -> None:
 
 
 def test_larger_pictures_come_last(run: Run) -> None:
-    source = replace(run.source, large_grids={(4, 5): 1}, large_from=5)
-    assert [Maker(source).make(i).grid for i in (4, 5)] == [(3, 4), (4, 5)]
+    source = replace(run.source, large_grids={(9, 10): 1}, large_from=5)
+    made = [Maker(source).make(i) for i in (4, 5)]
+    assert [batch.grid for batch in made] == [(3, 4), (9, 10)]
+    assert [len(batch.tokens) for batch in made] == [4, 2]  # fewer of them

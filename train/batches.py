@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 
 from train.language import turn, without_picture
 from train.questions import World
-from train.scenes import BACKGROUNDS, FEW, GRIDS, LARGE_GRIDS, SLOTS, Catalogue, Scene, room, scene
+from train.scenes import BACKGROUNDS, CELLS, FEW, GRIDS, LARGE_GRIDS, SLOTS, Catalogue, Scene, room, scene
 from train.tokenizer import Coder
 
 
@@ -112,7 +112,8 @@ class Maker:
         grid = grid or rng.choices(list(shapes), list(shapes.values()))[0]
         long = s.is_long(index)
         cells = grid[0] * grid[1]
-        size, crowded = s.batch_size, int(s.batch_size * s.crowded)
+        size = s.batch_size * CELLS[0] // room(grid)  # larger pictures, fewer of them
+        crowded = int(size * s.crowded)
         tokens = np.full((size, row_length(grid, long)), self.coder.pad, np.int32)
         prompts, lengths = np.zeros(size, np.int32), np.zeros(size, np.int32)
         has_picture = np.array([rng.random() >= s.without_picture for _ in range(size)])

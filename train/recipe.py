@@ -358,7 +358,7 @@ def train(run: Run, folder: Path, minutes: float = float("inf")) -> State:
         if done % 50 == 0 or done in (1, 10, run.settings.steps):
             values = {k: float(v) for k, v in found.items()}
             now = time.monotonic()
-            values["scenes/s"] = (done - shown_step) * run.settings.batch / (now - shown_at)
+            values["scenes/s"] = (done - shown_step) * len(batch.tokens) / (now - shown_at)
             shown_at, shown_step = now, done
             log.append({"step": done, "length": int(batch.tokens.shape[1]), **values})
             if done % 200 == 0 or done <= 100:
