@@ -1,0 +1,173 @@
+"""What a full cache costs in sense: perplexity of real English, fed token for token, policy by policy.
+
+    uv run python -m benchmarks.perplexity MODEL [--tokens 20000] [--context 512] [--text FILE] [--out DIR]
+
+MODEL is a checkpoint with real text weights (`benchmarks/real_text.py` writes one). Without --text the text
+is the prose of Debian's package `debian-reference-en`: paragraphs, headings and list items, without tables
+and listings; apt-get fetches it. Every policy is fed the same tokens, as a stream would feed what it draws,
+and foresees each of them; the first four are given.
+
+The base has a cache of the model's whole context. When that is full it keeps the latest half of it, computed
+anew: but for the beginning, each token is foreseen from half a context to a whole one.
+
+Written to --out, after each policy: perplexity.json, surprisals.npz (nats), and perplexity.png (the extra
+`plot`). A ratio's margin is its standard error, from blocks of 500 tokens.
+"""
+
+import argparse
+import itertools
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from benchmarks.english import PACKAGE, debian_reference
+from benchmarks.forced import GIVEN, Policy, Run, foresee
+from models import InputError, load_model
+from sample import StreamConfig
+from sample.stream_config import Policy as Kind
+
+_BLOCK = 500  # tokens of a standard error's blocks
+_ROLLING = 1000  # tokens of the plot
+_NEARLY_EQUAL = 2.0  # ratios that the plot shows from near by
+
+
+class Row(NamedTuple):
+    """A policy beside the base."""
+
+    name: str
+    perplexity: float
+    ratio: float
+    error: float  # of the ratio
+
+
+def policies(context: int, whole: int) -> list[Policy]:
+    """The base first; `whole` is its context. Sinks + tail fill half of the others', or nearly all."""
+    half, step = context // 2, context // 32
+
+    def kept(policy: Kind, sinks: int, both: int) -> StreamConfig:
+        return StreamConfig(policy=policy, context=context, sinks=sinks, tail=both - sinks)
+
+    def named(name: str, stream: StreamConfig, turned: bool = True) -> Policy:
+        return Policy(f"{name} {stream.sinks} + {stream.tail}", stream, turned)
+
+    return [
+        Policy("full context", StreamConfig(context=whole, sinks=0, tail=whole // 2)),
+        Policy("full context, segments apart", StreamConfig(context=whole, sinks=0, tail=1)),
+        named("reseed", kept("reseed", 4, half)),
+        named("reseed", kept("reseed", 0, half)),
+        named("shift", kept("shift", 4, half)),
+        named("shift", kept("shift", 0, half)),
+        named("shift", kept("shift", 4, context - step)),
+        named("shift", kept("shift", 0, context - step)),
+        named("shift, old positions", kept("shift", 4, half), turned=False),
+        named("shift, old positions", kept("shift", 0, half), turned=False),
+        named("reseed", kept("reseed", 4, context - 4 * step)),
+    ]
+
+
+def row_of(name: str, run: Run, base: Run) -> Row:
+    """Perplexities, and their ratio with its standard error: that of blocks' mean differences."""
+    excess = run.surprisals - base.surprisals
+    ratio = math.exp(excess.mean())
+    blocks = excess[: len(excess) // _BLOCK * _BLOCK].reshape(-1, _BLOCK).mean(1)
+    error = float(blocks.std(ddof=1) / math.sqrt(len(blocks))) if len(blocks) > 1 else math.nan
+    return Row(name, math.exp(run.surprisals.mean()), ratio, ratio * error)
+
+
+def by_seen(run: Run, base: Run, bins: int = 4) -> list[tuple[int, int, float, float]]:
+    """Once the cache has been renewed: foreseen from how many tokens to how many, the ratio and its error."""
+    after = np.arange(len(run.seen)) > np.argmin(np.diff(run.seen) > 0)
+    edges = np.linspace(run.seen[after].min(), run.seen[after].max() + 1, bins + 1).astype(int)
+    rows = []
+    for low, high in itertools.pairwise(edges):
+        excess = (run.surprisals - base.surprisals)[after & (run.seen >= low) & (run.seen < high)]
+        ratio = math.exp(excess.mean())
+        rows.append((int(low), int(high) - 1, ratio, ratio * float(excess.std() / math.sqrt(len(excess)))))
+    return rows
+
+
+def write_results(
+    folder: Path, settings: dict[str, Any], runs: dict[str, Run], ways: list[Policy]
+) -> list[Row]:
+    """The files of --out; the first run is the base."""
+    folder.mkdir(parents=True, exist_ok=True)
+    base = next(iter(runs.values()))
+    rows = [row_of(name, run, base) for name, run in runs.items()]
+    renewed = {
+        way.name: by_seen(runs[way.name], base)
+        for way in ways
+        if way.name in runs and way.stream.policy == "reseed" and len(base.seen) > way.stream.context
+    }
+    content = settings | {"rows": [row._asdict() for row in rows], "ratio_by_tokens_seen": renewed}
+    (folder / "perplexity.json").write_text(json.dumps(content, indent=2))
+    np.savez_compressed(
+        folder / "surprisals.npz",
+        **{name: run.surprisals.astype(np.float32) for name, run in runs.items()},  # pyright: ignore[reportArgumentType]
+    )
+    draw(folder / "perplexity.png", {name: run.surprisals for name, run in runs.items()})
+    return rows
+
+
+def draw(path: Path, surprisals: dict[str, np.ndarray]) -> None:
+    """Rolling perplexity along the text, and its ratio to the base where that is near; needs matplotlib."""
+    from matplotlib.figure import Figure  # noqa: PLC0415  (an extra)
+
+    figure = Figure(figsize=(10, 7), layout="constrained")
+    above, below = figure.subplots(2, sharex=True)
+    (_, base), *_ = surprisals.items()
+    window = np.full(min(_ROLLING, len(base)), 1 / min(_ROLLING, len(base)))
+    places = np.arange(len(window) - 1, len(base))
+    for name, values in surprisals.items():
+        (line,) = above.plot(places, np.exp(np.convolve(values, window, "valid")), linewidth=1, label=name)
+        if math.exp((values - base).mean()) < _NEARLY_EQUAL:
+            ratio = np.exp(np.convolve(values - base, window, "valid"))
+            below.plot(places, ratio, linewidth=1, color=line.get_color())
+    above.set_yscale("log")
+    above.set_ylabel(f"perplexity, latest {len(window)} tokens")
+    below.set_ylabel("ratio to the full context")
+    below.set_xlabel("token")
+    above.legend(fontsize="small", ncols=2)
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model")
+    parser.add_argument("--tokens", type=int, default=20_000)
+    parser.add_argument("--context", type=int, default=512)
+    parser.add_argument("--text", type=Path, help="a plain text to read instead")
+    parser.add_argument("--out", type=Path, default=Path("outputs/perplexity"))
+    args = parser.parse_args()
+    try:
+        measure(args.model, args.tokens, args.context, args.text, args.out)
+    except (OSError, ValueError) as error:  # a SaccadeError is a ValueError
+        sys.exit(f"error: {error}")
+
+
+def measure(name: str, count: int, context: int, file: Path | None, out: Path) -> None:
+    text = debian_reference() if file is None else file.read_text(encoding="utf-8")
+    model, params, processor = load_model(name)
+    tokens = np.asarray(processor.tokenizer(text)["input_ids"], np.int32)
+    if len(tokens) < GIVEN + count:
+        raise InputError(f"--tokens: {count}; allowed: up to {len(tokens) - GIVEN}, what the text has")
+    tokens = tokens[: GIVEN + count]
+    settings = {"text": PACKAGE if file is None else file.name, "tokens": count, "context": context}
+    print(f"{count} tokens of {settings['text']}, context {context}, base {model.context_length}\n")
+    print("| | perplexity | ratio to the full context |\n|---|---|---|")
+    runs: dict[str, Run] = {}
+    ways = policies(context, model.context_length)
+    for way in ways:
+        runs[way.name] = foresee(model, params, tokens, way)
+        row = write_results(out, settings, runs, ways)[-1]
+        margin = "" if len(runs) == 1 else f" ± {row.error:.3f}"
+        print(f"| {row.name} | {row.perplexity:.2f} | {row.ratio:.3f}{margin} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
