@@ -5,9 +5,10 @@
 
 The first prints the time per token of streams with a picture in the sinks, from one full cache to the next,
 for tails of 256 and 1,024 tokens: with `reseed`, with `shift`, and with a cache that is only declared as full
-as behind a reseed (no work: the same decode steps, wrong tokens). The difference, in decode steps, is what a
-reseed adds to each token; the tokens that are fed again, per token, are what it would add if a prefill cost
-as much as its tokens one by one.
+as behind a reseed (no work: the same decode steps, wrong tokens). A pause is the time of the step that meets
+a full cache; what it takes longer than where there is no work, in decode steps and per token, is what going
+on costs. The tokens that are fed again, per token, are what it would cost if a prefill took as long as its
+tokens one by one.
 
 The second runs the smallest random checkpoint and exits with 1 unless, behind the second reseed, resident
 memory and device arrays stay as they are, nothing compiles, and a token costs the same at the end.
@@ -95,22 +96,29 @@ def cost(model: str, context: int, repeats: int) -> None:
     runs: dict[tuple[int, str], Callable[[], Any]] = {
         name: partial(to_the_next_reseed, stream) for name, stream in streams.items()
     }
-    seconds = interleaved(runs, repeats + 1)
+    seconds = interleaved(runs, repeats)  # the warm-up goes to the first reseed, which compiles
     prompt = streams[TAILS[0], "none"].stats.prompt_tokens
     print(f"{jax.devices()[0].device_kind}, {model}: context {context}, {prompt} tokens of sinks")
     print(f"median (lowest..highest) of {repeats} times from one full cache to the next\n")
-    print("| tail | policy | ms per token | extra decode steps per token | fed again per token | pause, ms |")
+    print("| tail | policy | ms per token | pause, ms | extra decode steps per token | fed again per token |")
     print("|---|---|---|---|---|---|")
     for tail in TAILS:
         tokens = context - prompt - tail + 1
-        # The first turn goes to the first reseed, which compiles; the second begins behind it.
-        per_token = {policy: seconds[tail, policy][1:] / tokens for policy in ("none", "reseed", "shift")}
-        for policy, times in per_token.items():
-            extra = Spread.of(times / per_token["none"] - 1)
-            fed = (prompt + tail - 1) / tokens if policy == "reseed" else 0.0
-            pauses = [reseed.pause for reseed in streams[tail, policy].stats.recent_reseeds][2:]
-            pause = Spread.of(np.array(pauses) * 1e3)
-            print(f"| {tail} | {policy} | {Spread.of(times * 1e3)} | {extra} | {fed:.2f} | {pause} |")
+        fed = {"none": 0.0, "reseed": (prompt + tail - 1) / tokens, "shift": 0.0}
+        pauses = {
+            policy: np.array([r.pause for r in streams[tail, policy].stats.recent_reseeds])[1:]
+            for policy in fed
+        }
+        step = np.median(seconds[tail, "none"]) / tokens
+        for policy, again in fed.items():
+            extra = (pauses[policy] - np.median(pauses["none"])) / tokens / step
+            columns = [
+                Spread.of(seconds[tail, policy] / tokens * 1e3),
+                Spread.of(pauses[policy] * 1e3),
+                "{:.3f} ({:.3f}..{:.3f})".format(*Spread.of(extra)),
+                f"{again:.2f}",
+            ]
+            print(f"| {tail} | {policy} | " + " | ".join(map(str, columns)) + " |")
 
 
 class Reading(NamedTuple):

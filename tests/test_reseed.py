@@ -15,7 +15,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from models import InputError, SettingsError, load_model
+from models import InputError, SettingsError, VisionEmbeddings, load_model
 from models.config import Qwen3VLConfig
 from models.model import Model
 from models.qwen3_vl import Qwen3VL
@@ -697,3 +697,48 @@ def test_the_tiles_of_a_picture_are_one_picture(tmp_path):
     stream = StreamConfig(context=200, tail=16, sinks=spans[1][0] + 5)
     with pytest.raises(SettingsError, match="end inside a picture"):
         sample_streaming(model, params, inputs, SamplingConfig(), jax.random.key(0), stream=stream)
+
+
+@pytest.mark.slow
+@settings(max_examples=25, deadline=None)
+@given(
+    segments=SEGMENTS,
+    policy=st.sampled_from(["reseed", "shift", "window"]),
+    sinks=st.none() | st.integers(0, 30),
+    tail=st.integers(0, 40),
+    room=st.integers(1, 40),
+    seed=st.integers(0, 2**31),
+)
+def test_host_and_device_agree_and_the_text_is_whole(tiny, segments, policy, sinks, tail, room, seed):
+    """For any sinks, tail, context and prompt: the device holds what the host counts."""
+    model, params, processor = tiny()
+    tokens, grid = prompt_of(segments)
+    noise = np.random.default_rng(seed).standard_normal
+    vision = VisionEmbeddings(
+        noise((64, model.hidden_size)).astype(np.float32),
+        0.1 * noise((3, 64, model.hidden_size)).astype(np.float32),
+    )
+    inputs = VLMInputs(tokens, vision if len(grid) else None, grid, model.image_pad_id)
+    try:
+        stream = sample_streaming(
+            model,
+            params,
+            inputs,
+            SamplingConfig(temperature=1.5, max_new_tokens=120),
+            jax.random.key(seed),
+            tokenizer=processor.tokenizer,
+            stream=StreamConfig(policy=policy, context=tokens.shape[1] + room, sinks=sinks, tail=tail),
+        )
+    except SettingsError:
+        assume(False)
+    texts, ids = [], []
+    for token in stream:
+        texts.append(token.text)
+        ids.append(token.token_id)
+        state, cache = stream._state, stream._endless
+        if state is not None and cache is not None:
+            assert int(state.length[0]) == cache.filled <= cache.plan.context
+            assert int(state.count[0]) == cache.total - tokens.shape[1]
+            assert np.isfinite(token.logprob)
+    assert len(ids) == 120
+    assert "".join(texts) == decode(processor.tokenizer, ids)
