@@ -30,6 +30,7 @@ class Policy(NamedTuple):
     name: str
     stream: StreamConfig
     turned: bool = True  # what moves down gets the positions of its new slots
+    published: str = ""  # what others measured with it
 
 
 class Run(NamedTuple):
