@@ -32,7 +32,7 @@ _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 class SummaryEvent(NamedTuple):
     """What became of one summary.
 
-    status: "ready", or why there is none: "failed" or "timeout".
+    status: "ready" when a reseed takes it up, or why there is none: "failed" or "timeout".
     text: the summary; empty where there is none.
     tokens: of it.
     evicted: tokens of the stream that it was made of, beside the summary before it.
@@ -83,6 +83,8 @@ class SummarySidecar:
         self._to_ids = SummaryEncoder(tokenizer, image_pad_id, budget)
         self._budget, self._timeout = budget, timeout
         self._tokens: list[int] = []
+        self._newest = ""  # may not be taken yet
+        self._ready: list[_Job] = []  # not yet taken
         self._waiting: deque[int] = deque(maxlen=_MOST_WAITING)
         self._job: _Job | None = None
         self._closed = False
@@ -120,8 +122,12 @@ class SummarySidecar:
 
     def take(self) -> list[int]:
         """The summary's token ids, at most `budget`: plain text, never a special token. The newest that is
-        ready; empty before the first."""
+        ready, which is told as an event now; empty before the first."""
         self._look()
+        for job in self._ready:
+            self.text, self._tokens = job.event.text, job.tokens
+            self._tell(job.event)
+        self._ready.clear()
         return self._tokens
 
     def close(self) -> None:
@@ -137,7 +143,7 @@ class SummarySidecar:
         if self._job is None and self._waiting and not self._closed:
             evicted = list(self._waiting)
             self._waiting.clear()
-            self._job = _Job(self._make, self.text, evicted, time.monotonic() + self._timeout)
+            self._job = _Job(self._make, self._newest, evicted, time.monotonic() + self._timeout)
             self._job.start()
 
     def _collect(self, job: "_Job") -> None:
@@ -150,8 +156,10 @@ class SummarySidecar:
         if job.given_up:
             return
         if job.event.status == "ready":
-            self.text, self._tokens = job.event.text, job.tokens
-        self._tell(job.event)
+            self._newest = job.event.text
+            self._ready.append(job)
+        else:
+            self._tell(job.event)
 
     def _tell(self, event: SummaryEvent) -> None:
         self.counts[event.status] += 1

@@ -120,6 +120,27 @@ def test_before_the_first_summary_there_are_no_tokens():
     assert decode(TOKENIZER, side.take()) == "True\n"
 
 
+def test_a_summary_is_told_when_it_is_taken_up_and_counts_for_the_next_one_before():
+    asked = []
+
+    def summarizer(text, budget):
+        asked.append(text)
+        return f"Part {len(asked)}."
+
+    side, end = sidecar(summarizer), time.monotonic() + 30
+    side.summarise(ids("One panda."))
+    while len(asked) < 2 and time.monotonic() < end:
+        side.summarise([])
+        side.summarise(ids("."))
+    assert asked[1].startswith("Part 1.\n.")
+    assert (side.text, len(side.events), side.counts["ready"]) == ("", 0, 0)
+    side.take()
+    assert side.events[0].text == "Part 1."
+    assert side.counts["ready"] == len(side.events)
+    assert side.text == side.events[-1].text
+    side.close()
+
+
 def test_summaries_accumulate():
     asked = []
 
