@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from models import InputError, Model
+from models.cache import KVCache
 from sample import SamplingConfig, StreamConfig
 from sample.endless import EndlessCache
 from sample.logits import SamplingParams, sampling_params
@@ -98,7 +99,10 @@ class Feeder:
         count = min(width, len(self._tokens) - 1 - begin)
         pieces[0, 0, :count] = self._tokens[begin : begin + count]
         pieces[1, 0, :count] = self._tokens[begin + 1 : begin + 1 + count]
-        self.state, surprisals = _fed(self._model, self._params, self.state, *pieces, count)
+        state = self.state
+        cache, surprisals = _fed(self._model, self._params, state.cache, state.length, state.delta, *pieces)
+        pending = jnp.asarray(pieces[1, :, count - 1])
+        self.state = state._replace(cache=cache, length=state.length + count, token=pending)
         self.surprisals.append(np.asarray(surprisals, np.float64)[:count])
         self.seen.append(filled + 1 + np.arange(count))
         self._endless.total += count
@@ -144,20 +148,20 @@ def forced(token: int, vocab_size: int) -> SamplingParams:
     return sampling_params([config], vocab_size=vocab_size)
 
 
-@partial(jax.jit, static_argnames="model", donate_argnames="state")
+@partial(jax.jit, static_argnames="model", donate_argnames="cache")
 def _fed(
     model: Model,
     params: Any,
-    state: DecodeState,
+    cache: KVCache,
+    start: Int[Array, " 1"],
+    delta: Int[Array, " 1"],
     tokens: Int[Array | np.ndarray, "1 C"],
     following: Int[Array | np.ndarray, "1 C"],
-    count: Int[Array, ""] | int,
-) -> tuple[DecodeState, Float[Array, " C"]]:
-    """`count` decode steps at once: the state behind them, and the surprisals of what follows each token."""
+) -> tuple[KVCache, Float[Array, " C"]]:
+    """C decode steps at once: the cache behind them, and the surprisals of what follows each token."""
     tokens, following = jnp.asarray(tokens), jnp.asarray(following)
-    places = state.length[:, None] + jnp.arange(tokens.shape[1])
-    positions = jnp.broadcast_to(places + state.delta[:, None], (model.position_axes, *tokens.shape))
-    hidden, cache = model.call("forward", params, tokens, positions, state.length, state.cache)
+    places = (start + delta)[:, None] + jnp.arange(tokens.shape[1])
+    positions = jnp.broadcast_to(places, (model.position_axes, *tokens.shape))
+    hidden, cache = model.call("forward", params, tokens, positions, start, cache)
     logprobs = jax.nn.log_softmax(model.call("head", params, hidden[0]))
-    surprisals = -jnp.take_along_axis(logprobs, following[0, :, None], axis=1)[:, 0]
-    return state._replace(cache=cache, length=state.length + count, token=following[:, count - 1]), surprisals
+    return cache, -jnp.take_along_axis(logprobs, following[0, :, None], axis=1)[:, 0]

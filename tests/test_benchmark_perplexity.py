@@ -69,7 +69,7 @@ def test_pieces_give_the_surprisals_of_a_stream(loaded, text, stream):
 
 
 def test_the_base_sees_the_whole_text(loaded, text):
-    whole = Policy("", StreamConfig(context=256, sinks=0, tail=128))
+    whole = Policy("", StreamConfig(context=256, sinks=0, tail=64))
     run = foresee(loaded.model, loaded.params, text, whole, piece=CONTEXT - GIVEN)
     model, params, _ = loaded
     logits = model.call("logits", params, jnp.asarray(text[None]), jnp.arange(TOKENS)[None, None])[0]
