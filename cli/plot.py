@@ -49,6 +49,7 @@ class PerplexityCurve:
     def draw(self, path: str) -> None:
         """Write the plot, of the kind that the path's suffix says."""
         from matplotlib.figure import Figure  # noqa: PLC0415  (an extra)
+        from matplotlib.ticker import LogFormatter  # noqa: PLC0415
 
         figure = Figure(figsize=(10, 4), layout="constrained")
         axes = figure.subplots()
@@ -59,6 +60,8 @@ class PerplexityCurve:
             axes.plot(indices, window, linewidth=0.9, label="latest tokens")
             axes.plot(indices, whole, linewidth=1.4, label="whole stream")
             axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(LogFormatter())
+            axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
         axes.set_xlabel("token")
         axes.set_ylabel("perplexity under the raw model")
         if axes.get_legend_handles_labels()[0]:
