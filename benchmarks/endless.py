@@ -18,7 +18,7 @@ import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -89,9 +89,10 @@ def cost(model: str, context: int, repeats: int) -> None:
             config = StreamConfig(policy=policy, context=context, tail=tail)
             streams[tail, policy] = stream_of(loaded, PICTURE, config, 2**31 - 1)
         none = stream_of(loaded, PICTURE, StreamConfig(context=context, tail=tail), 2**31 - 1)
-        plan, vision = none._request.plan, none._request.vision
-        assert plan is not None
-        none._endless = Declared(plan, vision)
+        request = none._request
+        assert request is not None
+        assert request.plan is not None
+        none._endless = Declared(request.plan, request.vision)
         streams[tail, "none"] = none
     runs: dict[tuple[int, str], Callable[[], Any]] = {
         name: partial(to_the_next_reseed, stream) for name, stream in streams.items()
@@ -129,11 +130,11 @@ class Reading(NamedTuple):
     resident: int  # bytes
     arrays: int  # on the device
     array_bytes: int
-    programs: int  # compiled, or fetched from the cache of compiled ones
+    programs: int  # compiled, or fetched from the cache of compiled ones, since the stream began
     microseconds: float | None  # per token
 
 
-def readings(stream: TokenStream, intervals: int, tokens: int) -> list[Reading]:
+def readings(stream: TokenStream, intervals: int, tokens: int) -> Iterator[Reading]:
     """One behind the second reseed, then one after each of so many equal parts of the stream."""
     programs = 0
 
@@ -142,7 +143,6 @@ def readings(stream: TokenStream, intervals: int, tokens: int) -> list[Reading]:
         programs += event == "/jax/core/compile/backend_compile_duration"
 
     jax.monitoring.register_event_duration_secs_listener(count)
-    taken: list[Reading] = []
     for _ in stream:
         if stream.stats.reseeds == 2:
             break
@@ -154,20 +154,17 @@ def readings(stream: TokenStream, intervals: int, tokens: int) -> list[Reading]:
                 next(stream)
             elapsed, made = time.perf_counter() - began, target - done
             arrays = [array.nbytes for array in jax.live_arrays()]
-            taken.append(
-                Reading(
-                    tokens=target,
-                    reseeds=stream.stats.reseeds,
-                    resident=_resident(),
-                    arrays=len(arrays),
-                    array_bytes=sum(arrays),
-                    programs=programs,
-                    microseconds=elapsed / made * 1e6 if made else None,
-                )
+            yield Reading(
+                tokens=target,
+                reseeds=stream.stats.reseeds,
+                resident=_resident(),
+                arrays=len(arrays),
+                array_bytes=sum(arrays),
+                programs=programs,
+                microseconds=elapsed / made * 1e6 if made else None,
             )
     finally:
         jax.monitoring.unregister_event_duration_listener(count)
-    return taken
 
 
 def _resident() -> int:
@@ -202,16 +199,15 @@ def endure(tokens: int, intervals: int) -> list[str]:
     config = StreamConfig(context=512, tail=128)
     ngrams = {"no_repeat_ngram_size": 6, "no_repeat_ngram_window": 512}
     picture = Image.fromarray(np.arange(64 * 64 * 3, dtype=np.uint8).reshape(64, 64, 3))
-    with stream_of(loaded, picture, config, 2**31 - 1, **ngrams) as stream:
-        taken = readings(stream, intervals, tokens)
-    print("| tokens | reseeds | resident, MiB | device arrays | of bytes | compiled | us per token |")
+    print("| tokens | reseeds | resident, MiB | device arrays | of bytes | programs | us per token |")
     print("|---|---|---|---|---|---|---|")
-    for r in taken:
-        resident, compiled = r.resident / 2**20, r.programs - taken[0].programs
-        print(
-            f"| {r.tokens} | {r.reseeds} | {resident:.1f} | {r.arrays} | {r.array_bytes} |"
-            f" {compiled} | {'' if r.microseconds is None else round(r.microseconds)} |"
-        )
+    taken: list[Reading] = []
+    with stream_of(loaded, picture, config, 2**31 - 1, **ngrams) as stream:
+        for r in readings(stream, intervals, tokens):
+            taken.append(r)
+            pace = "" if r.microseconds is None else round(r.microseconds)
+            columns = (r.tokens, r.reseeds, f"{r.resident / 2**20:.1f}", r.arrays, r.array_bytes, r.programs)
+            print("| " + " | ".join(map(str, (*columns, pace))) + " |", flush=True)
     return growth(taken)
 
 

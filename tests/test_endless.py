@@ -23,7 +23,7 @@ def test_nothing_grows_behind_the_second_reseed(tiny, policy):
         stream=StreamConfig(policy=policy, context=112, tail=24),
     )
     with stream:
-        taken = readings(stream, intervals=4, tokens=3000)
+        taken = list(readings(stream, intervals=4, tokens=3000))
     assert taken[-1].tokens == stream.stats.new_tokens == 3000
     assert taken[-1].reseeds > 40
     timeless = [reading._replace(microseconds=None) for reading in taken]
