@@ -20,9 +20,7 @@ class Reseed(NamedTuple):
     summary: int  # behind them, of the summary
     tail: int  # the most recent ones that stayed
     evicted: int  # that left the cache
-    pause: float = (
-        0.0  # seconds, from its dispatch, or the output before it if that came later, to its output
-    )
+    pause: float = 0.0  # seconds that the host waited for that token
 
 
 @dataclass

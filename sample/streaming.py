@@ -79,7 +79,6 @@ class _Ahead(NamedTuple):
 
     packed: Array
     reseed: Reseed | None
-    dispatched: float  # seconds on the host's clock
 
 
 class TokenStream(Iterator[Token]):
@@ -108,15 +107,14 @@ class TokenStream(Iterator[Token]):
         self.reseed: Reseed | None = None
         self.summary = summary
         self.rest = ""
-        self._model, self._params, self._request = model, model.decoder_params(params), request
         config, plan = request.configs[0], request.plan
+        self._model, self._params, self._config = model, model.decoder_params(params), config
+        self._request: Request | None = request  # None behind the end, as all that is on the device
         self._text = None if tokenizer is None else TextStream(tokenizer, config.stop, config.eos_ids)
         self._endless = None if plan is None else EndlessCache(plan, request.vision, summary)
         self._state: DecodeState | None = None
         self._ahead: _Ahead | None = None
-        self._failure: Exception | None = (
-            None  # of a dispatch, told when the token before it has been yielded
-        )
+        self._failure: Exception | None = None  # of a dispatch, told behind the token before it
         self._dispatched = 0
         self._cancelled = False
 
@@ -124,13 +122,14 @@ class TokenStream(Iterator[Token]):
         return self
 
     def __next__(self) -> Token:
-        if self.finish_reason is not None:
+        request = self._request
+        if request is None:
             raise StopIteration
         if self._cancelled:
             self._finish("cancelled")
             raise StopIteration
         try:
-            token = self._token(self._next_output())
+            token = self._token(*self._next_output(request))
         except KeyboardInterrupt:
             self._finish("cancelled")
             raise
@@ -155,23 +154,25 @@ class TokenStream(Iterator[Token]):
         if self.finish_reason is None:
             self._finish("cancelled")
 
-    def _next_output(self) -> StepOutput:
+    def _next_output(self, request: Request) -> tuple[StepOutput, Reseed | None]:
         """Dispatch the step behind the one that is waited for, so that the device is never idle."""
+        entered = time.perf_counter()
         if self._failure is not None:
             raise self._failure
-        ahead = self._ahead or self._dispatch()
+        ahead = self._ahead or self._dispatch(request)
         self._ahead = None
-        if self._dispatched < self._request.configs[0].max_new_tokens:
+        if self._dispatched < self._config.max_new_tokens:
             try:
-                self._ahead = self._dispatch()
+                self._ahead = self._dispatch(request)
             except RuntimeError as error:  # JAX's kind, for the device; the token before it is whole
                 self._failure = error
         output = unpack(np.asarray(ahead.packed))
-        self._tell_reseed(ahead, pause=time.perf_counter() - ahead.dispatched)
-        return output
+        if ahead.reseed is None:
+            return output, None
+        return output, ahead.reseed._replace(pause=time.perf_counter() - entered)
 
-    def _dispatch(self) -> _Ahead:
-        r, begun, reseed = self._request, time.perf_counter(), None
+    def _dispatch(self, r: Request) -> _Ahead:
+        reseed = None
         if self._state is None:
             self._state, packed = prefill(self._model, self._params, *r.arguments, slots=r.slots, top=r.top)
         elif self._endless is not None:
@@ -182,26 +183,27 @@ class TokenStream(Iterator[Token]):
             self._state, packed = decode_step(self._model, self._params, self._state, r.sampling, top=r.top)
         packed.copy_to_host_async()
         self._dispatched += 1
-        return _Ahead(packed, reseed, begun)
+        return _Ahead(packed, reseed)
 
-    def _tell_reseed(self, ahead: _Ahead, pause: float) -> None:
+    def _tell_reseed(self, reseed: Reseed | None) -> None:
         self.reseed = None
-        if ahead.reseed is None:
+        if reseed is None:
             return
         self.stats.reseeds += 1
-        if ahead.reseed.policy != "window":  # which computes anew at each token
-            self.reseed = ahead.reseed._replace(pause=pause)
-            self.stats.recent_reseeds.append(self.reseed)
+        if reseed.policy != "window":  # which computes anew at each token
+            self.reseed = reseed
+            self.stats.recent_reseeds.append(reseed)
             self.perplexity.mark_reseed()
 
-    def _token(self, output: StepOutput) -> Token | None:
+    def _token(self, output: StepOutput, reseed: Reseed | None) -> Token | None:
         token, status = int(output.token[0]), int(output.status[0])
         ended = finish_reason(status)
         if ended is not None and status == EXHAUSTED:
             self._finish(ended)
             return None
+        self._tell_reseed(reseed)
         self._count_surprisal(-float(output.raw_logprob[0]))
-        self.top_logprobs = alternatives(output.top_ids[0], output.top_logprobs[0], self._request.configs[0])
+        self.top_logprobs = alternatives(output.top_ids[0], output.top_logprobs[0], self._config)
         if self._endless is not None:
             self._endless.delivered(token)
         text = ""
@@ -225,7 +227,7 @@ class TokenStream(Iterator[Token]):
     def _finish(self, reason: FinishReason) -> None:
         """Let go of the device's memory and of the text that was held back."""
         self.finish_reason = reason
-        self._state = self._ahead = None
+        self._request = self._params = self._state = self._ahead = self._failure = None
         if self._endless is not None:
             self._endless.close()
             self._endless = None

@@ -33,7 +33,7 @@ from sample.endless import EndlessCache, make_plan
 from sample.logits import allowed_logits, draw, process_logits, sampling_params
 from sample.loops import history_of
 from sample.request import make_request
-from sample.step import Prompt, decode_step, prefill, unpack
+from sample.step import EXHAUSTED, Prompt, decode_step, prefill, unpack
 from sample.text import decode
 from tests.test_compiles import compilations
 from tests.tiny import tiny_config
@@ -384,23 +384,65 @@ def test_nothing_compiles_from_one_reseed_to_the_next(tiny):
 
 
 def test_cancelling_during_a_reseed_leaves_nothing_behind(tiny):
+    """Not even while the stream is kept."""
     model, params, _ = tiny()
     stream = StreamConfig(context=CONTEXT, tail=TAIL)
     cfg = SamplingConfig(max_new_tokens=10**6)
 
     def cancelled():
-        running = sample_streaming(model, params, text(), cfg, jax.random.key(0), stream=stream)
+        running = sample_streaming(model, params, pictured(tiny), cfg, jax.random.key(0), stream=stream)
         for _ in running:
             ahead = running._ahead
             if ahead is not None and ahead.reseed is not None:  # it is on its way
                 running.cancel()
         assert running.finish_reason == "cancelled"
-        return running.stats.new_tokens
+        return running
 
     cancelled()
     before = len(jax.live_arrays())
-    assert cancelled() == cancelled() > 50
+    kept = [cancelled(), cancelled()]
     assert len(jax.live_arrays()) <= before
+    assert [running.stats.new_tokens for running in kept] == [CONTEXT - 76 + 1] * 2
+
+
+def test_a_pause_is_what_the_host_waits(tiny, monkeypatch):
+    """Neither the time of the caller between two tokens, nor that of the token before."""
+    model, params, _ = tiny()
+    now = 0.0
+
+    def arrives(packed):
+        nonlocal now
+        now += 3.0
+        return unpack(packed)
+
+    monkeypatch.setattr("sample.streaming.time", SimpleNamespace(perf_counter=lambda: now))
+    monkeypatch.setattr("sample.streaming.unpack", arrives)
+    stream = StreamConfig(context=CONTEXT, tail=TAIL)
+    cfg = SamplingConfig(max_new_tokens=200)
+    running = sample_streaming(model, params, text(), cfg, jax.random.key(0), stream=stream)
+    for _ in running:
+        now += 10.0
+    assert [reseed.pause for reseed in running.stats.recent_reseeds] == [3.0] * 2
+
+
+@pytest.mark.parametrize("policy", ["reseed", "shift", "window"])
+def test_a_reseed_without_a_token_is_not_told(tiny, monkeypatch, policy):
+    model, params, _ = tiny()
+    until = CONTEXT - 30 + 1  # tokens that are drawn before the cache is full
+
+    def exhausts(packed):
+        output = unpack(packed)
+        if running.stats.new_tokens < until:
+            return output
+        return output._replace(status=np.full_like(output.status, EXHAUSTED))
+
+    monkeypatch.setattr("sample.streaming.unpack", exhausts)
+    stream = StreamConfig(policy=policy, context=CONTEXT, tail=TAIL)
+    cfg = SamplingConfig(max_new_tokens=200)
+    running = sample_streaming(model, params, text(), cfg, jax.random.key(0), stream=stream)
+    assert len(list(running)) == until
+    assert running.finish_reason == "repetition"
+    assert (running.reseed, running.stats.reseeds, [*running.stats.recent_reseeds]) == (None, 0, [])
 
 
 @pytest.mark.parametrize("late", [False, True])
