@@ -86,6 +86,7 @@ class StreamConfig:
         if anchor >= most:
             raise SettingsError(
                 f"sinks: {anchor} tokens; allowed with a summary: up to {most - 1}, one less than "
-                f"{self.summary.sink_ratio:g} of the context of {self.context}"
+                f"{self.summary.sink_ratio:g} of the context of {self.context}; fewer sinks, a larger "
+                "summary.sink_ratio or context, or no summary make it fit"
             )
         return most - anchor

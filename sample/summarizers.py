@@ -13,6 +13,7 @@ from sample.chat import encode_chat, plain_ids
 from sample.config import SamplingConfig
 
 BRIEF_TOKENS = 100  # the longest brief description
+_NGRAM = 6  # tokens; a small model repeats itself without end
 _SMALLEST_ROOM = 512  # tokens, of prompt and answer together
 SummaryFormat = Literal["auto", "chat", "slim"]
 
@@ -104,7 +105,12 @@ class ModelSummarizer:
         # Room in few sizes, whatever the lengths: each would have its own compiled step.
         power = 1 << (len(prompt) + most - 1).bit_length()
         room = min(self._model.context_length, max(_SMALLEST_ROOM, power))
-        config = SamplingConfig(temperature=0.0, max_new_tokens=room - len(prompt), eos_id=self._eos_ids)
+        config = SamplingConfig(
+            temperature=0.0,
+            max_new_tokens=room - len(prompt),
+            eos_id=self._eos_ids,
+            no_repeat_ngram_size=_NGRAM,
+        )
         tokens = np.array([prompt], np.int32)
         stream = sample_streaming(
             self._model, self._params, tokens, config, jax.random.key(0), tokenizer=self._tokenizer

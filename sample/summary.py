@@ -39,6 +39,7 @@ class SummaryEvent(NamedTuple):
     seconds: that it took, or until it was given up.
     shortened: "" within the budget at once; "brief" when asked again; "cut" at the budget.
     error: a line where it failed.
+    dropped: tokens that left before those and that no summary stands for: too many waited.
     """
 
     status: _Status
@@ -48,6 +49,7 @@ class SummaryEvent(NamedTuple):
     seconds: float
     shortened: _Shortened = ""
     error: str = ""
+    dropped: int = 0
 
 
 class SummarySidecar:
@@ -85,7 +87,8 @@ class SummarySidecar:
         self._tokens: list[int] = []
         self._newest = ""  # may not be taken yet
         self._ready: list[_Job] = []  # not yet taken
-        self._waiting: deque[int] = deque(maxlen=_MOST_WAITING)
+        self._waiting: deque[int] = deque()
+        self._dropped = 0  # of those that waited, since the last summary began
         self._job: _Job | None = None
         self._closed = False
 
@@ -119,6 +122,9 @@ class SummarySidecar:
         made: then they wait for it to end."""
         self._waiting.extend(evicted)
         self._look()
+        while len(self._waiting) > _MOST_WAITING:
+            self._waiting.popleft()
+            self._dropped += 1
 
     def take(self) -> list[int]:
         """The summary's token ids, at most `budget`: plain text, never a special token. The newest that is
@@ -131,9 +137,12 @@ class SummarySidecar:
         return self._tokens
 
     def close(self) -> None:
-        """The stream has ended: no new summary, and the present one ends at its next piece."""
+        """The stream has ended: no new summary, and the present one ends at its next piece. One that has
+        failed by now is told."""
         self._closed = True
         self._waiting.clear()
+        if self._job is not None:
+            self._collect(self._job)
         if self._job is not None:
             self._job.given_up = True
 
@@ -141,10 +150,20 @@ class SummarySidecar:
         if self._job is not None:
             self._collect(self._job)
         if self._job is None and self._waiting and not self._closed:
-            evicted = list(self._waiting)
-            self._waiting.clear()
-            self._job = _Job(self._make, self._newest, evicted, time.monotonic() + self._timeout)
-            self._job.start()
+            self._begin()
+
+    def _begin(self) -> None:
+        job = _Job(
+            self._make, self._newest, list(self._waiting), self._dropped, time.monotonic() + self._timeout
+        )
+        self._waiting.clear()
+        self._dropped = 0
+        try:
+            job.start()
+        except RuntimeError as error:  # the system has no thread left
+            self._tell(job.told("failed", error=_line(error)))
+        else:
+            self._job = job
 
     def _collect(self, job: "_Job") -> None:
         if not job.done.is_set():
@@ -186,6 +205,8 @@ class SummarySidecar:
         job.event = job.told("ready", text, shortened)
 
     def _answer(self, job: "_Job", ask: Callable, text: str, budget: int) -> str:
+        if isinstance(self._summarizer, ModelSummarizer):
+            _in_compiled_code.add(job)
         answer = ask(text, budget)
         if not isinstance(answer, str):
             answer = "".join(job.pieces(answer))
@@ -196,9 +217,14 @@ class _Job:
     """One summary in the making, and the thread that makes it."""
 
     def __init__(
-        self, make: Callable[["_Job"], None], before: str, evicted: list[int], deadline: float
+        self,
+        make: Callable[["_Job"], None],
+        before: str,
+        evicted: list[int],
+        dropped: int,
+        deadline: float,
     ) -> None:
-        self.before, self.evicted, self.deadline = before, evicted, deadline
+        self.before, self.evicted, self.dropped, self.deadline = before, evicted, dropped, deadline
         self.began = time.monotonic()
         self.tokens: list[int] = []
         self.event = self.told("failed", error="it ended without an answer")
@@ -214,11 +240,11 @@ class _Job:
     ) -> SummaryEvent:
         tokens = len(self.tokens) if status == "ready" else 0
         seconds = time.monotonic() - self.began
-        return SummaryEvent(status, text, tokens, len(self.evicted), seconds, shortened, error)
+        evicted = len(self.evicted)
+        return SummaryEvent(status, text, tokens, evicted, seconds, shortened, error, self.dropped)
 
     def pieces(self, answer: Iterable[str]) -> Iterator[str]:
         """The pieces of an answer, as long as somebody waits for it."""
-        _in_pieces.add(self)
         length = 0
         for piece in answer:
             if not isinstance(piece, str):
@@ -236,8 +262,7 @@ class _Job:
         except _GivenUpError:
             self.event = self.told("timeout")
         except (Exception, SystemExit) as error:  # whatever it does costs the summary, never the stream
-            reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-            self.event = self.told("failed", error=reason)
+            self.event = self.told("failed", error=_line(error))
         finally:
             self.done.set()
 
@@ -246,14 +271,18 @@ class _GivenUpError(Exception):
     """Raised in a job that nobody waits for any more."""
 
 
-_in_pieces: "weakref.WeakSet[_Job]" = weakref.WeakSet()
+def _line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
+_in_compiled_code: "weakref.WeakSet[_Job]" = weakref.WeakSet()
 
 
 @atexit.register
 def _end_all() -> None:
-    """Let those that answer in pieces come to their next one before the interpreter shuts down: a daemon
-    thread that comes out of compiled code after that aborts the process."""
-    jobs, deadline = list(_in_pieces), time.monotonic() + _SHUTDOWN
+    """Let a model's answers come to their next piece before the interpreter shuts down: a daemon thread that
+    comes out of compiled code after that aborts the process. Nobody else is waited for."""
+    jobs, deadline = list(_in_compiled_code), time.monotonic() + _SHUTDOWN
     for job in jobs:
         job.given_up = True
     for job in jobs:

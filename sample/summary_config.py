@@ -10,7 +10,8 @@ Summarizer = Callable[[str, int], str | Iterable[str]]
 """From a text and a budget in tokens to a shorter text, whole or in pieces.
 
 It runs in a thread of its own. One that yields its text in pieces can be ended between two of them, which a
-whole text cannot. A method `brief`, if it has one, called alike, shortens what is over budget.
+whole text cannot; the end of the process waits for neither. A method `brief`, if it has one, called alike,
+shortens what is over budget.
 """
 
 

@@ -76,6 +76,7 @@ FIELDS = {
         "seconds",
         "shortened",
         "error",
+        "dropped",
     },
     "end": STATISTICS | {"summaries"},
 }

@@ -3,6 +3,7 @@
 import threading
 import time
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from models import load_model
 from models.errors import SettingsError
+from sample import SamplingConfig, StreamConfig, sample_streaming
 from sample.summarizers import ModelSummarizer
 from sample.summary import SummaryEncoder, SummarySidecar, points_or_text
 from sample.summary_config import SummaryConfig
@@ -376,8 +378,73 @@ def test_memory_is_bounded():
         side.summarise(ids("b") * 100)
     release.set()
     wait_for(side, 2)
-    assert side.events[-1].evicted == 8192
+    assert (side.events[0].evicted, side.events[0].dropped) == (1, 0)
+    assert (side.events[1].evicted, side.events[1].dropped) == (8192, 20_000 - 8192)
     assert side.events.maxlen == 256
+
+
+def test_an_idle_summariser_gets_all_that_leaves_at_once():
+    _, event = last_event(lambda text, budget: str(len(text)), "b" * 20_000)
+    assert (event.text, event.dropped) == ("20000", 0)
+
+
+def test_a_failure_that_nobody_has_looked_at_is_told_when_the_stream_ends():
+    side = sidecar(raising(RuntimeError("no memory")))
+    side.summarise(ids("a"))
+    assert side._job is not None
+    assert side._job.done.wait(30)
+    side.close()
+    assert [event.error for event in side.events] == ["no memory"]
+    assert side.counts == {"ready": 0, "failed": 1, "timeout": 0}
+
+
+# What goes wrong in a stream
+
+
+def no_thread_left(thread):
+    raise RuntimeError("can't start new thread")
+
+
+def hanging(text, budget):
+    time.sleep(0.2)
+    yield "late"
+
+
+@pytest.mark.parametrize(
+    ("summarizer", "status", "error"),
+    [
+        (raising(ValueError("no idea")), "failed", "no idea"),
+        (hanging, "timeout", ""),
+        (lambda text, budget: "A panda.", "failed", "can't start new thread"),
+    ],
+)
+def test_a_stream_goes_on_without_its_summaries(tiny, monkeypatch, summarizer, status, error):
+    model, params, processor = tiny()
+    if "thread" in error:
+        monkeypatch.setattr(threading.Thread, "start", no_thread_left)
+    sampling = SamplingConfig(temperature=0.0, max_new_tokens=120, ignore_eos=True)
+
+    def streamed(summary):
+        config = StreamConfig(context=64, tail=16, summary=summary)
+        return sample_streaming(
+            model,
+            params,
+            np.arange(8)[None],
+            sampling,
+            jax.random.key(0),
+            tokenizer=processor.tokenizer,
+            stream=config,
+        )
+
+    timeout = 0.001 if status == "timeout" else 30.0
+    stream = streamed(SummaryConfig(summarizer=summarizer, timeout=timeout))
+    tokens = list(stream)
+    assert (len(tokens), stream.finish_reason) == (120, "length")
+    assert tokens == list(streamed(None))
+    assert stream.summary is not None
+    assert stream.summary.events[0].status == status
+    assert error in stream.summary.events[0].error
+    assert stream.summary.counts["ready"] == 0
 
 
 # The model itself
