@@ -41,17 +41,21 @@ def stream(settings: Settings, report: Report, interrupts: Interrupts) -> int:
     events = StreamEvents(tokens, writer_for(settings.output.format), start, settings.output.plot)
     with tokens:
         try:
+            report.end()
+            events.start()
+            report.begin("compiling the steps, or fetching them")
             for token in tokens:
                 if tokens.stats.new_tokens == 1:
                     report.end()
                     interrupts.cancel = tokens.cancel
-                    events.start()
                 events.token(token)
         finally:
             report.end()
-            events.start()
-            summary = events.end()
-            report.line(f"{closing_line(summary)} | {compilations}")
+            try:
+                events.draw()
+            finally:
+                summary = events.end()
+                report.line(f"{closing_line(summary)} | {compilations}")
     return INTERRUPTED if interrupts.seen else DONE
 
 

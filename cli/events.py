@@ -21,13 +21,9 @@ class StreamEvents:
     ) -> None:
         self._tokens, self._writer, self._start, self._plot = tokens, writer, start, plot
         self._curve = PerplexityCurve()
-        self._started = False
 
     def start(self) -> None:
-        """Harmless to repeat."""
-        if not self._started:
-            self._started = True
-            self._writer.event("start", self._start)
+        self._writer.event("start", self._start)
 
     def token(self, token: "Token") -> None:
         tokens, index = self._tokens, self._tokens.stats.new_tokens - 1
@@ -38,14 +34,17 @@ class StreamEvents:
         if self._plot is not None:
             self._curve.add(index, tokens.perplexity.window_perplexity, tokens.perplexity.perplexity)
 
+    def draw(self) -> None:
+        """The plot, if there is to be one. Before `end`, which fails where the reader has gone."""
+        if self._plot is not None:
+            self._curve.draw(self._plot)
+
     def end(self) -> dict[str, Any]:
-        """The last event, and the plot; returns the statistics."""
+        """The last event; returns the statistics."""
         tokens = self._tokens
         self._summaries(tokens.stats.new_tokens)
         summary = stream_summary(tokens)
         self._writer.close(tokens.rest, summary)
-        if self._plot is not None:
-            self._curve.draw(self._plot)
         return summary
 
     def _reseed(self, reseed: Any) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from cli.events import StreamEvents
 from cli.generation import sampling_config
+from cli.interrupts import Interrupts
 from cli.output import JsonWriter, TextWriter
 from cli.plot import PerplexityCurve, check_plot
 from cli.report import PlainReport, closing_line, stream_summary
@@ -20,6 +21,7 @@ from cli.settings import parse_settings
 from cli.streams import check_stream, check_whole_answers, is_endless, named_settings, stream_config
 from cli.typed import UsageError
 from models.errors import SettingsError
+from run_streaming import stream
 from sample import Token
 from sample.perplexity import PerplexityTracker
 from sample.stats import Reseed, StreamStats
@@ -290,10 +292,10 @@ class Told(list):
 def told(writer, plot=None):
     stream = Told()
     events = StreamEvents(stream, writer, {"model": "m"}, plot)
-    for token in stream:
-        events.start()
-        events.token(token)
     events.start()
+    for token in stream:
+        events.token(token)
+    events.draw()
     return events.end()
 
 
@@ -409,6 +411,21 @@ def test_a_stream_outlives_its_context(place):
     assert len(kinds["reseed"]) >= 3
     closing = notes.splitlines()[-1]
     assert f"reseeds: {len(kinds['reseed'])}, pause median " in closing
+
+
+def test_a_plot_that_fails_costs_neither_the_end_nor_the_closing_line(place, monkeypatch, capsys):
+    def draw(curve, path):
+        assert '"start"' in capsys.readouterr().out
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(PerplexityCurve, "draw", draw)
+    monkeypatch.setattr("run_streaming.check_plot", lambda path: None)
+    argv = [f"model.name={place / 'tiny'}", "output=jsonl", "output.plot=a.png", "sampling.max_new_tokens=2"]
+    with pytest.raises(OSError, match="the disk is full"):
+        stream(parse_settings(argv), PlainReport(), Interrupts())
+    out, err = capsys.readouterr()
+    assert json.loads(out)["event"] == "end"
+    assert "finish: length" in err.splitlines()[-1]
 
 
 @pytest.mark.slow
