@@ -12,13 +12,12 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from models.decoder import VisionEmbeddings
+from models.errors import InputError
 from models.model import Model
 from sample.logits import SamplingParams
 from sample.step import DecodeState, Prompt, draw_next, last_of
 
 
-# The old cache is not read, but its memory is taken over.
-@partial(jax.jit, static_argnames=("model", "width", "top"), donate_argnames="state", keep_unused=True)
 def clear_and_reseed(
     model: Model,
     params: Any,
@@ -47,7 +46,42 @@ def clear_and_reseed(
 
     Returns:
         As `decode_step`: the state, with S + T slots filled, and the packed `StepOutput`.
+
+    Raises:
+        InputError: S, T, or `width` out of these bounds; the state is then as it was.
     """
+    _check(state, sinks, np.asarray(tail), width)
+    return _clear_and_reseed(model, params, state, sinks, vision, sampling, tail, width=width, top=top)
+
+
+def _check(state: DecodeState, sinks: Prompt, tail: Int[np.ndarray, "B"], width: int) -> None:
+    lengths, given = np.asarray(sinks.lengths), sinks.tokens.shape[1]
+    remembered, slots = state.history.tokens.shape[1], state.cache.keys[0].shape[-1]
+    if width > slots:
+        raise InputError(f"width: {width}; allowed: up to {slots}, the slots of the cache")
+    if lengths.min() < 0 or lengths.max() > given:
+        raise InputError(f"sinks: lengths of {lengths.tolist()}; allowed: 0 to {given}, their tokens")
+    if tail.min() < 0 or tail.max() > remembered:
+        raise InputError(f"tail: {tail.tolist()}; allowed: 0 to {remembered}, what the history holds")
+    filled = lengths + tail
+    if filled.min() < 1 or filled.max() > width:
+        raise InputError(f"sinks + tail: {filled.tolist()}; allowed: 1 to {width}, the width")
+
+
+# The old cache is not read, but its memory is taken over.
+@partial(jax.jit, static_argnames=("model", "width", "top"), donate_argnames="state", keep_unused=True)
+def _clear_and_reseed(
+    model: Model,
+    params: Any,
+    state: DecodeState,
+    sinks: Prompt,
+    vision: VisionEmbeddings | None,
+    sampling: SamplingParams,
+    tail: Int[Array | np.ndarray, "B"],
+    *,
+    width: int,
+    top: int,
+) -> tuple[DecodeState, Int[Array, "B packed"]]:
     lengths = jnp.asarray(sinks.lengths + tail)
     slots = jnp.arange(width)
     in_sinks = slots < sinks.lengths[:, None]

@@ -229,6 +229,30 @@ def test_a_batch_of_ragged_rows_is_renewed_as_by_a_fresh_prefill(tiny):
             np.testing.assert_allclose(a[i, :, :n], b[i, :, :n], atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("sinks", "tail", "width", "line"),
+    [
+        (3, 65, 128, "tail: [65]; allowed: 0 to 64, what the history holds"),
+        (3, -1, 128, "tail: [-1]; allowed: 0 to 64, what the history holds"),
+        (65, 4, 128, "sinks: lengths of [65]; allowed: 0 to 64, their tokens"),
+        (60, 5, 64, "sinks + tail: [65]; allowed: 1 to 64, the width"),
+        (0, 0, 64, "sinks + tail: [0]; allowed: 1 to 64, the width"),
+        (3, 4, 257, "width: 257; allowed: up to 256, the slots of the cache"),
+    ],
+)
+def test_a_reseed_of_wrong_sizes_is_one_line_and_leaves_the_state(tiny, sinks, tail, width, line):
+    model, params, _ = tiny()
+    stream = StreamConfig(context=CONTEXT, tail=TAIL)
+    r = make_request(model, text(), SamplingConfig(), jax.random.key(0), stream=stream)
+    state, _ = prefill(model, params, *r.arguments, slots=r.slots, top=r.top)
+    kept = r.prompt._replace(lengths=np.array([sinks], np.int32))
+    sizes = np.array([tail], np.int32)
+    with pytest.raises(InputError) as caught:
+        clear_and_reseed(model, params, state, kept, r.vision, r.sampling, sizes, width=width, top=r.top)
+    assert str(caught.value) == line
+    assert not state.length.is_deleted()
+
+
 def test_a_cleared_cache_forgets_what_is_not_finite(tiny):
     model, params, _ = tiny()
     cfg = SamplingConfig(max_new_tokens=400)
@@ -595,7 +619,7 @@ def test_a_summary_stands_between_sinks_and_tail(tiny, monkeypatch):
     )
     with compilations() as compiled:
         ids = [t.token_id for t in running]
-    assert compiled.count("clear_and_reseed") <= 1  # the summary's length is traced
+    assert compiled.count("_clear_and_reseed") <= 1  # the summary's length is traced
     budget = int(CONTEXT * 0.4) - 10
     sizes = [r.summary for r in running.stats.recent_reseeds]
     assert sizes[:3] == [9, 18, 27]
