@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from cli.generation import load_checkpoint
@@ -16,6 +17,11 @@ if TYPE_CHECKING:
     from sample.summary_config import SummaryConfig
 
 _CONTEXT = 2048  # tokens, where neither the user nor the model says less
+_USED_BY = {  # the policies for which a setting means something
+    "sinks": (Policy.reseed, Policy.shift, Policy.window),
+    "tail": (Policy.reseed, Policy.shift),
+    "summary": (Policy.reseed,),
+}
 
 
 def is_endless(settings: StreamSettings) -> bool:
@@ -26,8 +32,9 @@ def check_stream(settings: StreamSettings) -> None:
     """What can be said before the model and the prompt are known.
 
     Raises:
-        UsageError: sinks and tail that cannot fit, or are none.
+        UsageError: sinks and tail that cannot fit, or are none; settings that the policy has no use for.
     """
+    _check_used(settings)
     if settings.policy not in (Policy.reseed, Policy.shift):
         return
     sinks, context = settings.sinks or 0, settings.context or _CONTEXT
@@ -38,6 +45,21 @@ def check_stream(settings: StreamSettings) -> None:
         )
     if settings.sinks == 0 and settings.tail == 0:
         raise UsageError("stream.tail: 0 with stream.sinks=0; allowed: 1 or more of one of them")
+
+
+def _check_used(settings: StreamSettings) -> None:
+    plain = StreamSettings()
+    for name, policies in _USED_BY.items():
+        if settings.policy not in policies and getattr(settings, name) != getattr(plain, name):
+            raise UsageError(
+                f"stream.{name}: without effect with stream.policy={settings.policy.value}; "
+                f"allowed: with {' or '.join(f'stream.policy={policy.value}' for policy in policies)}"
+            )
+    off = replace(plain.summary, enabled=False)
+    if settings.summary.enabled is False and settings.summary != off:
+        raise UsageError(
+            "stream.summary: stream.summary.enabled=false leaves its other settings without effect"
+        )
 
 
 def check_whole_answers(settings: Settings) -> None:

@@ -241,9 +241,9 @@ class SummarySettings:
 class StreamSettings:
     policy: Policy = setting(
         Policy.stop,
-        "what happens when the context is full: end; or go on, with sinks and tail computed anew (reseed), "
-        "with the tail moved behind the sinks (shift), or with all that fits computed anew for every token "
-        "(window: slow)",
+        "what happens when the context is full: end (stream.context set: with reason length; else an answer "
+        "has to fit the model's own); or go on, with sinks and tail computed anew (reseed), with the tail "
+        "moved behind the sinks (shift), or with all that fits computed anew for every token (window: slow)",
         "stop, reseed, shift or window",
     )
     context: int | None = number(

@@ -108,6 +108,24 @@ WRONG = [
         ["stream.summary", "shift", "reseed"],
     ),
     (
+        "a tail of a stream that ends",
+        "run_streaming.py",
+        ["stream.tail=64"],
+        ["stream.tail", "without effect", "stream.policy=stop", "reseed or stream.policy=shift"],
+    ),
+    (
+        "a tail of a window",
+        "run_streaming.py",
+        ["stream.policy=window", "stream.tail=64"],
+        ["stream.tail", "window"],
+    ),
+    (
+        "a summary that is switched off",
+        "run_streaming.py",
+        ["stream=endless", "stream.summary.enabled=false", "stream.summary.timeout=5"],
+        ["stream.summary", "enabled=false"],
+    ),
+    (
         "no summarising checkpoint",
         "run_streaming.py",
         ["stream=endless", "stream.summary.model={}/none"],
