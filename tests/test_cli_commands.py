@@ -221,10 +221,10 @@ import runpy, sys
 sys.path.insert(0, {str(Path(__file__).parents[1])!r})
 from sample.streaming import TokenStream
 whole = TokenStream._next_output
-def failing(stream):
+def failing(stream, request):
     if stream.stats.new_tokens == 3:
         raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory\\nallocating 1 byte")
-    return whole(stream)
+    return whole(stream, request)
 TokenStream._next_output = failing
 runpy.run_path("{Path(__file__).parents[1] / "run_streaming.py"}", run_name="__main__")
 """
