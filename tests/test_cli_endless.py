@@ -472,7 +472,7 @@ def test_ctrl_c_ends_an_endless_stream_at_once_also_while_a_summary_is_made(plac
     process = start("run_streaming.py", *arguments, cwd=ROOT, env=environment(place / "other cache"))
     assert process.stdout is not None
     lines = []
-    while '"reseed"' not in (lines[-1] if lines else ""):
+    while '"event": "reseed"' not in (lines[-1] if lines else ""):
         lines.append(process.stdout.readline().decode())
     process.send_signal(signal.SIGINT)
     out, notes = process.communicate(timeout=60)
