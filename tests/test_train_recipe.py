@@ -69,7 +69,7 @@ def test_every_background_is_a_picture() -> None:
 
 
 def test_patches_are_the_processors(run: Run, tmp_path: Path) -> None:
-    export(tmp_path, run.model, run.start().params["model"], run.tokenizer, run.config)
+    export(tmp_path, run.model, run.start().params["model"], run.tokenizer, run.config, 64)
     processor = load_model(tmp_path).processor
     pixels = np.random.default_rng(0).integers(0, 256, (6 * 32, 9 * 32, 3), dtype=np.uint8)
     expected, grid = preprocess([Image.fromarray(pixels)], processor.images)

@@ -264,15 +264,23 @@ def report(folder: Path, painter: Painter, table: Table) -> None:
     write_sheet(folder / "scenes.png", shown)
 
 
-def measure(loaded: Any, painter: Painter, cases: int, seeds: int, part: slice) -> Table:
-    """The table of some of the measures; the example pictures, if `seeds`, are the first."""
+def measure(
+    loaded: Any, painter: Painter, cases: int, seeds: int, part: slice, out: Path | None = None
+) -> Table:
+    """The table of some of the measures, written to `out` after each; the example pictures come last.
+
+    Args:
+        seeds: for each temperature, of the example pictures; 0: without them.
+    """
     measured = Evaluation(loaded, painter, cases, lambda line: print(line, flush=True))
     todo = measures(painter)
     if seeds:
         folder = Path(__file__).parents[1] / "examples" / "imgs"
-        todo.insert(0, lambda measured: measured.examples(folder, seeds))
+        todo.append(lambda measured: measured.examples(folder, seeds))
     for one in todo[part]:
         one(measured)
+        if out:
+            out.write_text(json.dumps(measured.table, indent=1))
     return measured.table
 
 
@@ -282,7 +290,7 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=500, help="of each measure")
     parser.add_argument("--seeds", type=int, default=10, help="of the example pictures, for each temperature")
     parser.add_argument("--part", default="0:", help="of the measures, as a slice; no card is written then")
-    parser.add_argument("--out", type=Path, help="write the table as JSON")
+    parser.add_argument("--out", type=Path, help="write the table as JSON, after each measure")
     parser.add_argument(
         "--from", nargs="*", type=Path, dest="tables", help="tables to join instead of measuring"
     )
@@ -293,9 +301,7 @@ def main() -> None:
         table |= json.loads(path.read_text())
     if not given.tables:
         part = slice(*(int(n) if n else None for n in given.part.split(":")))
-        table = measure(load_model(given.model), painter, given.cases, given.seeds, part)
-    if given.out:
-        given.out.write_text(json.dumps(table, indent=1))
+        table = measure(load_model(given.model), painter, given.cases, given.seeds, part, given.out)
     if given.part == "0:":
         report(given.model, painter, table)
 

@@ -11,13 +11,12 @@ from models.qwen3_vl import Qwen3VL
 from models.weights import save_checkpoint
 from train.tokenizer import ENDOFTEXT, IM_END, save_tokenizer
 
-# Areas in pixels: small pictures come to about 224 x 224, large ones to 320 x 320, as in `train.scenes`.
-SHORTEST, LONGEST = 49152, 102400
+_CELL = 32 * 32  # pixels: a patch of 16 x 16, 2 x 2 merged
+_SHORTEST = 48 * _CELL  # smaller pictures are enlarged to this area, about 224 x 224
 
 PREPROCESSOR = {
     "image_processor_type": "Qwen2VLImageProcessorFast",
     "processor_class": "Qwen3VLProcessor",
-    "size": {"shortest_edge": SHORTEST, "longest_edge": LONGEST},
     "patch_size": 16,
     "temporal_patch_size": 2,
     "merge_size": 2,
@@ -33,9 +32,13 @@ PREPROCESSOR = {
 
 
 def export(
-    directory: Path, model: Qwen3VL, params: Any, tokenizer: Tokenizer, config: dict[str, Any]
+    directory: Path, model: Qwen3VL, params: Any, tokenizer: Tokenizer, config: dict[str, Any], cells: int
 ) -> None:
-    """Write weights in bfloat16, configurations, tokenizer and chat template."""
+    """Write weights in bfloat16, configurations, tokenizer and chat template.
+
+    Args:
+        cells: of the largest picture, the size that larger ones are reduced to.
+    """
     save_checkpoint(directory, model.config, params, jnp.bfloat16)
     save_tokenizer(directory, tokenizer)
     generation = {
@@ -47,6 +50,8 @@ def export(
         "eos_token_id": [tokenizer.token_to_id(IM_END), tokenizer.token_to_id(ENDOFTEXT)],
         "pad_token_id": tokenizer.token_to_id(ENDOFTEXT),
     }
-    files = {"config": config, "generation_config": generation, "preprocessor_config": PREPROCESSOR}
+    areas = {"shortest_edge": _SHORTEST, "longest_edge": cells * _CELL}
+    preprocessor = PREPROCESSOR | {"size": areas}
+    files = {"config": config, "generation_config": generation, "preprocessor_config": preprocessor}
     for name, content in files.items():
         (directory / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")

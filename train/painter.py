@@ -39,7 +39,7 @@ class Painter:
     def __init__(self, pack: Pack) -> None:
         self.pack, self.world = pack, World.of(pack.things)
         self.styles = list(pack.styles)
-        self.art = premultiplied(np.concatenate([pack.styles[s] for s in self.styles]))
+        self.art = jnp.asarray(premultiplied(np.concatenate([pack.styles[s] for s in self.styles])))
         self.art_rows = np.arange(len(self.art)).reshape(len(self.styles), -1)
         self._paint = jax.jit(compose, static_argnums=(3, 4, 5))
 
@@ -86,7 +86,7 @@ class Painter:
             layout = Layout(*map(jnp.asarray, lay_out(part, self.art_rows)))
             key = jax.random.key(seed + start, impl="rbg")
             plain = Variation(art=0.0, picture=0.0)
-            painted, _ = self._paint(jnp.asarray(self.art), layout, key, part[0].grid, together, plain)
+            painted, _ = self._paint(self.art, layout, key, part[0].grid, together, plain)
             pictures += [Image.fromarray(p) for p in (np.asarray(painted) * 255).round().astype(np.uint8)]
         return pictures[: len(scenes)]
 

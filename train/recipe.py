@@ -74,7 +74,7 @@ class Settings:
     icon_weight: float = _ICON_WEIGHT
     grids: Mapping[tuple[int, int], int] = field(default_factory=lambda: GRIDS)
     large_grids: Mapping[tuple[int, int], int] = field(default_factory=lambda: LARGE_GRIDS)
-    large: float = 0.15  # the last share of the steps, with larger pictures
+    large: float = 0.0  # the last share of the steps, with larger pictures
     start: Path | None = None  # a checkpoint whose weights to begin with
     seed: int = 0
     workers: int | None = None
@@ -430,7 +430,9 @@ def make(
     if int(state.step) < run.settings.steps:
         print(f"stopped at step {int(state.step)} of {run.settings.steps}: the same command goes on")
         return
-    export(folder, run.model, state.params["model"], run.tokenizer, run.config)
+    grids = [*run.settings.grids, *(run.settings.large_grids if run.settings.large else ())]
+    largest = max(map(room, grids))
+    export(folder, run.model, state.params["model"], run.tokenizer, run.config, largest)
     plot(out / "log.json", folder / "loss.png")
     print(f"wrote {folder}", flush=True)
     if cases:
