@@ -165,3 +165,32 @@ def _fed(
     hidden, cache = model.call("forward", params, tokens, positions, start, cache)
     logprobs = jax.nn.log_softmax(model.call("head", params, hidden[0]))
     return cache, -jnp.take_along_axis(logprobs, following[0, :, None], axis=1)[:, 0]
+
+
+def windowed(
+    model: Model, params: Any, tokens: Int[np.ndarray, " T"], stream: StreamConfig, every: int
+) -> Run:
+    """What the policy "window" makes of the text, which computes all anew for each token.
+
+    Args:
+        every: of how many tokens one is foreseen, once the cache is full; the others' surprisals are NaN.
+    """
+    params, sinks = model.decoder_params(params), stream.sinks or 0
+    surprisals = np.full(len(tokens) - GIVEN, np.nan)
+    for place in range(stream.context, len(tokens), every):
+        latest = tokens[place - (stream.context - sinks) : place]
+        seen = np.concatenate([tokens[:sinks], latest])[None]
+        surprisals[place - GIVEN] = _foreseen(model, params, seen, tokens[place])
+    return Run(surprisals, np.full(len(surprisals), stream.context))
+
+
+@partial(jax.jit, static_argnames="model")
+def _foreseen(
+    model: Model, params: Any, seen: Int[Array | np.ndarray, "1 C"], token: Int[Array | np.ndarray, ""]
+) -> Float[Array, ""]:
+    """The surprisal of the token that follows those seen."""
+    width = seen.shape[1]
+    positions = jnp.broadcast_to(jnp.arange(width), (model.position_axes, 1, width))
+    start = jnp.zeros(1, jnp.int32)
+    hidden, _ = model.call("forward", params, jnp.asarray(seen), positions, start, None, None, width)
+    return -jax.nn.log_softmax(model.call("head", params, hidden[0, -1]))[token]

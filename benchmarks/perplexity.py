@@ -8,7 +8,9 @@ and listings; apt-get fetches it. Every policy is fed the same tokens, as a stre
 and foresees each of them; the first four are given.
 
 The base has a cache of the model's whole context. When that is full it keeps the latest half of it, computed
-anew: but for the beginning, each token is foreseen from half a context to a whole one.
+anew: but for the beginning, each token is foreseen from half a context to a whole one. "Segments apart" keeps
+nothing instead, and is the weaker base. `window` computes its whole cache for each token, so it foresees one
+token of --every alone, and is compared with the base on these.
 
 Written to --out, after each policy: perplexity.json, surprisals.npz (nats), and perplexity.png (the extra
 `plot`). A ratio's margin is its standard error, from blocks of 500 tokens.
@@ -25,7 +27,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks.english import PACKAGE, debian_reference
-from benchmarks.forced import GIVEN, Policy, Run, foresee
+from benchmarks.forced import GIVEN, Policy, Run, foresee, windowed
 from models import InputError, load_model
 from sample import StreamConfig
 from sample.stream_config import Policy as Kind
@@ -78,12 +80,16 @@ def policies(context: int, whole: int) -> list[Policy]:
 
 
 def row_of(name: str, run: Run, base: Run) -> Row:
-    """Perplexities, and their ratio with its standard error: that of blocks' mean differences."""
+    """Perplexities, and their ratio with its standard error: that of blocks' mean differences.
+
+    Tokens that the run did not foresee (NaN) are left out on both sides.
+    """
     excess = run.surprisals - base.surprisals
-    ratio = math.exp(excess.mean())
-    blocks = excess[: len(excess) // _BLOCK * _BLOCK].reshape(-1, _BLOCK).mean(1)
+    ratio = math.exp(np.nanmean(excess))
+    whole = excess[: len(excess) // _BLOCK * _BLOCK].reshape(-1, _BLOCK)
+    blocks = np.nanmean(whole[np.isfinite(whole).any(1)], axis=1)
     error = float(blocks.std(ddof=1) / math.sqrt(len(blocks))) if len(blocks) > 1 else math.nan
-    return Row(name, math.exp(run.surprisals.mean()), ratio, ratio * error)
+    return Row(name, math.exp(np.nanmean(run.surprisals)), ratio, ratio * error)
 
 
 def by_seen(run: Run, base: Run, bins: int = 4) -> list[tuple[int, int, float, float]]:
@@ -116,7 +122,8 @@ def write_results(
         folder / "surprisals.npz",
         **{name: run.surprisals.astype(np.float32) for name, run in runs.items()},  # pyright: ignore[reportArgumentType]
     )
-    draw(folder / "perplexity.png", {name: run.surprisals for name, run in runs.items()})
+    drawn = {name: run.surprisals for name, run in runs.items() if np.isfinite(run.surprisals).all()}
+    draw(folder / "perplexity.png", drawn)
     return rows
 
 
@@ -152,16 +159,19 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--tokens", type=int, default=20_000)
     parser.add_argument("--context", type=int, default=512)
+    parser.add_argument(
+        "--every", type=int, default=32, help="of how many tokens `window` foresees one; 0: none"
+    )
     parser.add_argument("--text", type=Path, help="a plain text to read instead")
     parser.add_argument("--out", type=Path, default=Path("outputs/perplexity"))
     args = parser.parse_args()
     try:
-        measure(args.model, args.tokens, args.context, args.text, args.out)
+        measure(args.model, args.tokens, args.context, args.every, args.text, args.out)
     except (OSError, ValueError) as error:  # a SaccadeError is a ValueError
         sys.exit(f"error: {error}")
 
 
-def measure(name: str, count: int, context: int, file: Path | None, out: Path) -> None:
+def measure(name: str, count: int, context: int, every: int, file: Path | None, out: Path) -> None:
     text = debian_reference() if file is None else file.read_text(encoding="utf-8")
     model, params, processor = load_model(name)
     tokens = np.asarray(processor.tokenizer(text)["input_ids"], np.int32)
@@ -175,11 +185,17 @@ def measure(name: str, count: int, context: int, file: Path | None, out: Path) -
     ways = policies(context, model.context_length)
     for way in ways:
         runs[way.name] = foresee(model, params, tokens, way)
-        row = write_results(out, settings, runs, ways)[-1]
-        margin = "" if len(runs) == 1 else f" ± {row.error:.3f}"
-        print(
-            f"| {row.name} | {row.perplexity:.2f} | {row.ratio:.3f}{margin} | {way.published} |", flush=True
-        )
+        show(write_results(out, settings, runs, ways)[-1], way.published)
+    if every:
+        name = f"window 0 + {context}, one token of {every}"
+        stream = StreamConfig("window", context=context, sinks=0)
+        runs[name] = windowed(model, params, tokens, stream, every)
+        show(write_results(out, settings, runs, ways)[-1])
+
+
+def show(row: Row, published: str = "") -> None:
+    margin = "" if row.ratio == 1 else f" ± {row.error:.3f}"
+    print(f"| {row.name} | {row.perplexity:.2f} | {row.ratio:.3f}{margin} | {published} |", flush=True)
 
 
 if __name__ == "__main__":

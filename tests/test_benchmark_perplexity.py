@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks.english import prose
-from benchmarks.forced import GIVEN, Feeder, Policy, Run, forced, foresee
+from benchmarks.forced import GIVEN, Feeder, Policy, Run, forced, foresee, windowed
 from benchmarks.perplexity import by_seen, policies, row_of, write_results
 from models import LoadedModel, load_model
 from sample import SamplingConfig, StreamConfig
@@ -68,6 +68,16 @@ def test_pieces_give_the_surprisals_of_a_stream(loaded, text, stream):
     assert behind.tolist() == [renewed + i % period for i in range(len(behind))]
 
 
+@pytest.mark.parametrize("sinks", [0, 4])
+def test_a_window_is_foreseen_as_the_policy_does(loaded, text, sinks):
+    stream = StreamConfig("window", context=CONTEXT, sinks=sinks)
+    run = windowed(loaded.model, loaded.params, text, stream, 5)
+    there = np.flatnonzero(np.isfinite(run.surprisals))
+    assert there.tolist() == list(range(CONTEXT - GIVEN, TOKENS - GIVEN, 5))
+    expected = np.asarray(streamed(loaded, text, stream))[there]
+    np.testing.assert_allclose(run.surprisals[there], expected, rtol=0, atol=1e-4)
+
+
 def test_the_base_sees_the_whole_text(loaded, text):
     whole = Policy("", StreamConfig(context=256, sinks=0, tail=64))
     run = foresee(loaded.model, loaded.params, text, whole, piece=CONTEXT - GIVEN)
@@ -103,6 +113,14 @@ def test_ratio_and_its_error():
     noisy = row_of("noisy", Run(base.surprisals + rng.normal(0, 0.5, 4000), base.seen), base)
     assert noisy.error == pytest.approx(0.5 / math.sqrt(4000), rel=0.6)
     assert math.isnan(row_of("short", Run(base.surprisals[:600], base.seen[:600]), _first(base, 600)).error)
+
+
+def test_what_was_not_foreseen_is_left_out_on_both_sides():
+    base = Run(np.arange(4000) / 1000, np.arange(4000))
+    some = np.where(np.arange(4000) % 7 == 3, base.surprisals + 0.1, np.nan)
+    row = row_of("some", Run(some, base.seen), base)
+    assert row.ratio == pytest.approx(math.exp(0.1))
+    assert row.error == pytest.approx(0, abs=1e-12)
 
 
 def test_ratios_by_tokens_seen_leave_out_what_was_before_the_first_renewal():
