@@ -91,7 +91,10 @@ class Model(nn.Module):
         raise NotImplementedError
 
     def picture_spans(self, tokens: np.ndarray, grid_thw: np.ndarray) -> list[tuple[int, int]]:
-        """Of each picture of one prompt `[T]` the first token and the one behind its last, on the host."""
+        """Of each picture of one prompt `[T]` the first token and the one behind its last, on the host.
+
+        A family adds the tokens that frame it: without the picture they make no sense.
+        """
         places = np.flatnonzero(tokens == self.image_pad_id)
         ends = np.cumsum(self.picture_tokens(grid_thw)).tolist()
         bounds = zip([0, *ends], ends, strict=False)

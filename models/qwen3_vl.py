@@ -129,6 +129,13 @@ class Qwen3VL(Model):
     def picture_tokens(self, grid_thw: np.ndarray) -> np.ndarray:
         return np.prod(grid_thw, 1) // self.config.vision.merge_unit
 
+    def picture_spans(self, tokens: np.ndarray, grid_thw: np.ndarray) -> list[tuple[int, int]]:
+        """With vision_start and vision_end, where they are there."""
+        opens = np.append(tokens == self.config.vision_start_token_id, False)
+        closes = np.append(tokens == self.config.vision_end_token_id, False)
+        spans = super().picture_spans(tokens, grid_thw)
+        return [(first - int(opens[first - 1]), end + int(closes[end])) for first, end in spans]
+
     def prompt_positions(
         self, tokens: np.ndarray, grid_thw: np.ndarray, lengths: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:

@@ -142,13 +142,14 @@ class SmolVLM(Model):
     def picture_spans(self, tokens: np.ndarray, grid_thw: np.ndarray) -> list[tuple[int, int]]:
         """Tiles are no pictures: one ends with the tile of its whole, and so does the prompt's last one.
 
-        What names a tile stands right before it.
+        Two tokens right before a tile begin and name it, and one behind the last tile ends the picture.
         """
         tiles = super().picture_spans(tokens, grid_thw)
         names = [tokens[max(first - 2, 0) : first].tolist() for first, _ in tiles]
         lasts = [end for (_, end), name in zip(tiles, names, strict=True) if name == names[-1]]
         firsts = [min(first for first, _ in tiles if first >= end) for end in [0, *lasts[:-1]]]
-        return list(zip(firsts, lasts, strict=True))
+        length = len(tokens)
+        return [(max(first - 2, 0), min(end + 1, length)) for first, end in zip(firsts, lasts, strict=True)]
 
     def prompt_positions(
         self, tokens: np.ndarray, grid_thw: np.ndarray, lengths: np.ndarray

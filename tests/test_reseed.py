@@ -38,10 +38,9 @@ from sample.text import decode
 from tests.test_compiles import compilations
 from tests.tiny import tiny_config
 from tests.tiny_smolvlm import tiny_checkpoint as smolvlm_checkpoint
-from tests.tokenizer_fixture import IMAGE_PAD_ID
+from tests.tokenizer_fixture import IMAGE_PAD_ID, VISION_END_ID, VISION_START_ID
 
 CONTEXT, TAIL = 112, 24
-LONGEST = 128  # one program for the reference
 
 
 def picture(width: int, height: int, seed: int = 0) -> np.ndarray:
@@ -64,7 +63,7 @@ def next_token(model: Model, params, sampling, vision, content, past, key):
     tokens, positions, vision_rows, length = content
     history, in_prompt, counts = past
     start = jnp.zeros(1, jnp.int32)
-    arguments = (tokens, positions, start, None, vision, LONGEST, vision_rows)
+    arguments = (tokens, positions, start, None, vision, tokens.shape[1], vision_rows)
     hidden, _ = model.call("forward", params, *arguments)
     logits = model.call("head", params, hidden[:, length - 1])
     allowed, _ = allowed_logits(logits, sampling, history)
@@ -80,8 +79,9 @@ class Reference:
         self.request = make_request(model, inputs, dataclasses.replace(cfg, max_new_tokens=1), key)
         self.prompt = self.request.prompt.tokens[0, : self.request.lengths[0]].tolist()
         self.sinks = len(self.prompt) if stream.sinks is None else stream.sinks
-        pads = [i for i, token in enumerate(self.prompt) if token == IMAGE_PAD_ID]
-        self.floor = max(self.sinks, pads[-1] + 1 if pads else 0)
+        frames = [i for i, token in enumerate(self.prompt) if token == VISION_END_ID]
+        self.floor = max(self.sinks, frames[-1] + 1 if frames else 0)
+        self.longest = -(-stream.context // 64) * 64  # one program
         self.sampling = sampling_params([cfg])
 
     def run(self, steps: int) -> tuple[list[int], list[float]]:
@@ -110,14 +110,14 @@ class Reference:
         prompt, S = self.request.prompt, self.sinks
         front = len(self.prompt) if start == S else S
         content = tokens[:S] + tokens[start:]
-        ids = np.zeros((1, LONGEST), np.int32)
+        ids = np.zeros((1, self.longest), np.int32)
         ids[0, : len(content)] = content
-        rows = np.full((1, LONGEST), -1, np.int32)
+        rows = np.full((1, self.longest), -1, np.int32)
         rows[0, :front] = prompt.vision_rows[0, :front]
-        positions = np.zeros((3, 1, LONGEST), np.int32)
+        positions = np.zeros((len(prompt.positions), 1, self.longest), np.int32)
         positions[:, :, :front] = prompt.positions[:, :, :front]
         behind = prompt.positions[:, 0, :front].max(initial=-1) + 1
-        positions[:, :, front:] = behind + np.arange(LONGEST - front)
+        positions[:, :, front:] = behind + np.arange(self.longest - front)
         return ids, positions, rows, len(content)
 
     def _past(self, tokens: list[int]):
@@ -144,7 +144,7 @@ SAMPLED = {
         (StreamConfig(context=CONTEXT, tail=TAIL), 0),
         (StreamConfig(context=CONTEXT, tail=TAIL, sinks=0), 0),
         (StreamConfig(context=CONTEXT, tail=0), 1),
-        (StreamConfig(context=CONTEXT, tail=70, sinks=4), 1),  # the tail reaches into the prompt
+        (StreamConfig(context=CONTEXT, tail=70, sinks=3), 1),  # the tail reaches into the prompt
         (StreamConfig(policy="window", context=CONTEXT), 1),
         (StreamConfig(policy="window", context=CONTEXT, sinks=3), 1),
     ],
@@ -165,6 +165,47 @@ def test_each_token_is_that_of_a_fresh_prefill(tiny, stream, pictures):
     assert running.stats.reseeds >= 2
     assert [t.token_id for t in tokens] == ids
     assert [t.logprob for t in tokens] == pytest.approx(logprobs, abs=1e-4)
+
+
+def test_smolvlm_s_tiles_go_through_reseeds(tmp_path):
+    model, params, processor = load_model(smolvlm_checkpoint(tmp_path), dtype="float32")
+    inputs = prepare_inputs(model, params, processor, images=[picture(64, 40)], prompt="hi")
+    stream = StreamConfig(context=inputs.prompt_tokens.shape[1] + 30, tail=12)
+    cfg = SamplingConfig(max_new_tokens=70, **SAMPLED)
+    key = jax.random.key(5)
+    running = sample_streaming(model, params, inputs, cfg, key, stream=stream)
+    tokens = list(running)
+    ids, logprobs = Reference(model, params, inputs, cfg, key, stream).run(70)
+    assert running.stats.reseeds >= 2
+    assert [t.token_id for t in tokens] == ids
+    assert [t.logprob for t in tokens] == pytest.approx(logprobs, abs=1e-4)
+
+
+@pytest.mark.parametrize("policy", ["reseed", "shift"])
+def test_a_stream_may_end_right_at_a_reseed(tiny, policy):
+    model, params, _ = tiny()
+    stream = StreamConfig(policy=policy, context=64, tail=20, sinks=8)
+
+    def run(**settings):
+        cfg = SamplingConfig(temperature=2.0, **{"max_new_tokens": 120, **settings})
+        running = sample_streaming(model, params, text(), cfg, jax.random.key(1), stream=stream)
+        return [t.token_id for t in running], running
+
+    ids, whole = run()
+    fresh = [r.token for r in whole.stats.recent_reseeds if ids[r.token] not in ids[: r.token]]
+    seam = fresh[0]
+    for length in (seam - 1, seam, seam + 1):
+        cut, running = run(max_new_tokens=length)
+        assert cut == ids[:length]
+        assert running.finish_reason == "length"
+        told = sum(r.token < length for r in whole.stats.recent_reseeds)
+        assert running.stats.reseeds == told
+    for last in (seam - 1, seam, seam + 1):
+        if ids[last] in ids[:last]:
+            continue
+        cut, running = run(eos_id=ids[last])
+        assert cut == ids[: last + 1]
+        assert running.finish_reason == "stop"
 
 
 def test_a_batch_of_ragged_rows_is_renewed_as_by_a_fresh_prefill(tiny):
@@ -517,7 +558,7 @@ def test_a_device_error_during_a_reseed_keeps_what_there_is(tiny, monkeypatch, l
         ({"tail": 0, "policy": "shift"}, "tail: 0 with "),
         ({"sinks": 100, "tail": 28}, "tail: 100 sinks + a tail of 28 = 128; allowed: up to 127"),
         ({"tail": 100}, "tail: 76 sinks + a tail of 100 = 176; allowed: up to 127"),
-        ({"sinks": 40}, "sinks: 40 tokens end inside a picture, at 4 to 67; allowed: up to 4, or 68 or more"),
+        ({"sinks": 40}, "sinks: 40 tokens end inside a picture, at 3 to 68; allowed: up to 3, or 69 or more"),
         ({"sinks": 90}, "sinks: 90; allowed: up to 76, the tokens of the prompt"),
         ({"sinks": 128, "policy": "window"}, "context: 128 with 128 sinks; allowed: more than the sinks"),
         ({"context": 76}, "the prompt has 76 tokens; allowed: up to 75"),
@@ -645,7 +686,8 @@ def prompt_of(segments) -> tuple[np.ndarray, np.ndarray]:
         if isinstance(segment, int):
             tokens += range(1, segment + 1)
         else:
-            tokens += [IMAGE_PAD_ID] * (segment[0] * segment[1])
+            pads = [IMAGE_PAD_ID] * (segment[0] * segment[1])
+            tokens += [VISION_START_ID, *pads, VISION_END_ID] if segment[0] > 1 else pads
             grids.append((1, 2 * segment[0], 2 * segment[1]))
     return np.array([tokens], np.int32), np.array(grids, np.int64).reshape(-1, 3)
 
@@ -756,10 +798,11 @@ def test_the_tiles_of_a_picture_are_one_picture(tmp_path):
     spans = model.picture_spans(tokens, np.asarray(inputs.grid_thw))
     assert len(spans) == 3 < len(inputs.grid_thw)
     pads = np.flatnonzero(tokens == model.image_pad_id)
-    assert [spans[0][0], spans[-1][1]] == [pads[0], pads[-1] + 1]
-    words = [processor.tokenizer.decode(tokens[end : end + 1]) for _, end in spans]
-    assert words == ["<fake_token_around_image>"] * 3
-    assert all("<row_1_col_1>" in processor.tokenizer.decode(tokens[first - 1 : first]) for first, _ in spans)
+    assert [spans[0][0], spans[-1][1]] == [pads[0] - 2, pads[-1] + 2]
+    frame = "<fake_token_around_image>"
+    assert [processor.tokenizer.decode(tokens[end - 1 : end]) for _, end in spans] == [frame] * 3
+    begins = [processor.tokenizer.decode(tokens[first : first + 2]) for first, _ in spans]
+    assert all(begin.startswith(frame) and "<row_1_col_1>" in begin for begin in begins)
     stream = StreamConfig(context=200, tail=16, sinks=spans[1][0] + 5)
     with pytest.raises(SettingsError, match="end inside a picture"):
         sample_streaming(model, params, inputs, SamplingConfig(), jax.random.key(0), stream=stream)
