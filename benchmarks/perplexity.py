@@ -7,10 +7,10 @@ is the prose of Debian's package `debian-reference-en`: paragraphs, headings and
 and listings; apt-get fetches it. Every policy is fed the same tokens, as a stream would feed what it draws,
 and foresees each of them; the first four are given.
 
-The base has a cache of the model's whole context. When that is full it keeps the latest half of it, computed
-anew: but for the beginning, each token is foreseen from half a context to a whole one. "Segments apart" keeps
-nothing instead, and is the weaker base. `window` computes its whole cache for each token, so it foresees one
-token of --every alone, and is compared with the base on these.
+The first base has a cache of the model's whole context. When that is full it keeps the latest half of it,
+computed anew: but for the beginning, each token is foreseen from half a context to a whole one. "Segments
+apart" keeps nothing instead: the second, weaker base. `window` computes its whole cache for each token, so it
+foresees one token of --every alone, and is compared with the bases on these.
 
 Written to --out, after each policy: perplexity.json, surprisals.npz (nats), and perplexity.png (the extra
 `plot`). A ratio's margin is its standard error, from blocks of 500 tokens.
@@ -21,6 +21,7 @@ import itertools
 import json
 import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,13 +42,23 @@ _RESEED = "1.079 (SmolLM2-1.7B), 1.028 to 1.146 (four others)"
 _WITHOUT_SINKS, _WITH_SINKS = "33 (SmolLM2-1.7B, plain eviction)", "7 (SmolLM2-1.7B, plain eviction)"
 
 
+class Ratio(NamedTuple):
+    """Of two perplexities."""
+
+    value: float
+    error: float  # standard error
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f}" if self.value == 1 else f"{self.value:.3f} ± {self.error:.3f}"
+
+
 class Row(NamedTuple):
-    """A policy beside the base."""
+    """A policy beside the bases."""
 
     name: str
     perplexity: float
-    ratio: float
-    error: float  # of the ratio
+    whole: Ratio  # to the full context
+    apart: Ratio | None  # to the full context, segments apart
 
 
 def policies(context: int, whole: int) -> list[Policy]:
@@ -79,8 +90,13 @@ def policies(context: int, whole: int) -> list[Policy]:
     ]
 
 
-def row_of(name: str, run: Run, base: Run) -> Row:
-    """Perplexities, and their ratio with its standard error: that of blocks' mean differences.
+def row_of(name: str, run: Run, bases: Sequence[Run]) -> Row:
+    ratios = [ratio_of(run, base) for base in bases]
+    return Row(name, math.exp(np.nanmean(run.surprisals)), ratios[0], ratios[1] if ratios[1:] else None)
+
+
+def ratio_of(run: Run, base: Run) -> Ratio:
+    """The ratio of perplexities; its standard error is that of the mean differences of blocks.
 
     Tokens that the run did not foresee (NaN) are left out on both sides.
     """
@@ -89,7 +105,7 @@ def row_of(name: str, run: Run, base: Run) -> Row:
     whole = excess[: len(excess) // _BLOCK * _BLOCK].reshape(-1, _BLOCK)
     blocks = np.nanmean(whole[np.isfinite(whole).any(1)], axis=1)
     error = float(blocks.std(ddof=1) / math.sqrt(len(blocks))) if len(blocks) > 1 else math.nan
-    return Row(name, math.exp(np.nanmean(run.surprisals)), ratio, ratio * error)
+    return Ratio(ratio, ratio * error)
 
 
 def by_seen(run: Run, base: Run, bins: int = 4) -> list[tuple[int, int, float, float]]:
@@ -107,16 +123,16 @@ def by_seen(run: Run, base: Run, bins: int = 4) -> list[tuple[int, int, float, f
 def write_results(
     folder: Path, settings: dict[str, Any], runs: dict[str, Run], ways: list[Policy]
 ) -> list[Row]:
-    """The files of --out; the first run is the base."""
+    """The files of --out; the first two runs are the bases."""
     folder.mkdir(parents=True, exist_ok=True)
-    base = next(iter(runs.values()))
-    rows = [row_of(name, run, base) for name, run in runs.items()]
+    base, *rest = runs.values()
+    rows = [row_of(name, run, [base, *rest[:1]]) for name, run in runs.items()]
     renewed = {
         way.name: by_seen(runs[way.name], base)
         for way in ways
         if way.name in runs and way.stream.policy == "reseed" and len(base.seen) > way.stream.context
     }
-    content = settings | {"rows": [row._asdict() for row in rows], "ratio_by_tokens_seen": renewed}
+    content = settings | {"rows": [_plain(row) for row in rows], "ratio_by_tokens_seen": renewed}
     (folder / "perplexity.json").write_text(json.dumps(content, indent=2))
     np.savez_compressed(
         folder / "surprisals.npz",
@@ -127,10 +143,15 @@ def write_results(
     return rows
 
 
+def _plain(row: Row) -> dict[str, Any]:
+    return row._asdict() | {"whole": row.whole._asdict(), "apart": row.apart and row.apart._asdict()}
+
+
 def draw(path: Path, surprisals: dict[str, np.ndarray]) -> None:
     """Rolling perplexity along the text, and its ratio to the base where that is near; needs matplotlib."""
     from matplotlib import colormaps  # noqa: PLC0415  (an extra)
     from matplotlib.figure import Figure  # noqa: PLC0415
+    from matplotlib.ticker import LogLocator, NullFormatter  # noqa: PLC0415
 
     figure = Figure(figsize=(10, 7), layout="constrained")
     above, below = figure.subplots(2, sharex=True)
@@ -143,8 +164,9 @@ def draw(path: Path, surprisals: dict[str, np.ndarray]) -> None:
         if math.exp((values - base).mean()) < _NEARLY_EQUAL:
             below.plot(places, np.exp(np.convolve(values - base, window, "valid")), **style)
     above.set_yscale("log")
+    above.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     above.yaxis.set_major_formatter("{x:.0f}")
-    above.yaxis.set_minor_formatter("{x:.0f}")
+    above.yaxis.set_minor_formatter(NullFormatter())
     above.set_ylabel(f"perplexity, latest {len(window)} tokens")
     below.set_ylabel("ratio to the full context")
     below.set_xlabel("token")
@@ -180,7 +202,7 @@ def measure(name: str, count: int, context: int, every: int, file: Path | None, 
     tokens = tokens[: GIVEN + count]
     settings = {"text": PACKAGE if file is None else file.name, "tokens": count, "context": context}
     print(f"{count} tokens of {settings['text']}, context {context}, base {model.context_length}\n")
-    print("| | perplexity | ratio to the full context | published ratio |\n|---|---|---|---|")
+    print("| | perplexity | ratio to full context | to segments apart | published |\n|---|---|---|---|---|")
     runs: dict[str, Run] = {}
     ways = policies(context, model.context_length)
     for way in ways:
@@ -194,8 +216,9 @@ def measure(name: str, count: int, context: int, every: int, file: Path | None, 
 
 
 def show(row: Row, published: str = "") -> None:
-    margin = "" if row.ratio == 1 else f" ± {row.error:.3f}"
-    print(f"| {row.name} | {row.perplexity:.2f} | {row.ratio:.3f}{margin} | {published} |", flush=True)
+    print(
+        f"| {row.name} | {row.perplexity:.2f} | {row.whole} | {row.apart or ''} | {published} |", flush=True
+    )
 
 
 if __name__ == "__main__":

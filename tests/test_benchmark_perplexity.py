@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.english import prose
 from benchmarks.forced import GIVEN, Feeder, Policy, Run, forced, foresee, windowed
-from benchmarks.perplexity import by_seen, policies, row_of, write_results
+from benchmarks.perplexity import by_seen, policies, ratio_of, row_of, write_results
 from models import LoadedModel, load_model
 from sample import SamplingConfig, StreamConfig
 from sample.endless import EndlessCache
@@ -107,20 +107,28 @@ def test_a_token_that_is_not_drawn_is_told(loaded, text, monkeypatch):
 def test_ratio_and_its_error():
     rng = np.random.default_rng(0)
     base = Run(rng.random(4000), np.arange(4000))
-    same = row_of("same", Run(base.surprisals + math.log(1.5), base.seen), base)
-    assert same.ratio == pytest.approx(1.5)
+    same = ratio_of(Run(base.surprisals + math.log(1.5), base.seen), base)
+    assert same.value == pytest.approx(1.5)
     assert same.error == pytest.approx(0, abs=1e-12)
-    noisy = row_of("noisy", Run(base.surprisals + rng.normal(0, 0.5, 4000), base.seen), base)
+    noisy = ratio_of(Run(base.surprisals + rng.normal(0, 0.5, 4000), base.seen), base)
     assert noisy.error == pytest.approx(0.5 / math.sqrt(4000), rel=0.6)
-    assert math.isnan(row_of("short", Run(base.surprisals[:600], base.seen[:600]), _first(base, 600)).error)
+    assert math.isnan(ratio_of(_first(base, 600), _first(base, 600)).error)
 
 
 def test_what_was_not_foreseen_is_left_out_on_both_sides():
     base = Run(np.arange(4000) / 1000, np.arange(4000))
     some = np.where(np.arange(4000) % 7 == 3, base.surprisals + 0.1, np.nan)
-    row = row_of("some", Run(some, base.seen), base)
-    assert row.ratio == pytest.approx(math.exp(0.1))
-    assert row.error == pytest.approx(0, abs=1e-12)
+    ratio = ratio_of(Run(some, base.seen), base)
+    assert ratio.value == pytest.approx(math.exp(0.1))
+    assert ratio.error == pytest.approx(0, abs=1e-12)
+
+
+def test_a_row_has_a_ratio_to_each_base():
+    worse, base = (Run(np.full(1000, x), np.arange(1000)) for x in (2.0, 1.0))
+    row = row_of("worse", worse, [base, worse])
+    assert row.apart is not None
+    assert (row.perplexity, row.whole.value, row.apart.value) == pytest.approx((math.e**2, math.e, 1))
+    assert row_of("alone", base, [base]).apart is None
 
 
 def test_ratios_by_tokens_seen_leave_out_what_was_before_the_first_renewal():
@@ -138,7 +146,9 @@ def test_results_are_written_as_they_come(tmp_path):
     write_results(tmp_path, {"tokens": TOKENS}, {names[0]: runs[names[0]]}, ways)
     rows = write_results(tmp_path, {"tokens": TOKENS}, runs, ways)
     assert [row.name for row in rows] == ["full context", "reseed 4 + 12"]
-    assert rows[0].ratio == 1
+    assert rows[0].whole.value == 1
+    assert rows[1].apart is not None
+    assert rows[1].apart.value == 1
     written = json.loads((tmp_path / "perplexity.json").read_text())
     assert [row["name"] for row in written["rows"]] == ["full context", "reseed 4 + 12"]
     assert written["ratio_by_tokens_seen"].keys() == {"full context", "reseed 4 + 12"}
