@@ -22,7 +22,8 @@ class StreamConfig:
             without gaps, and a token costs what it costs in a short answer (Han et al. 2024, LM-Infinite,
             arXiv:2308.16137; known as BlinkKV).
             "shift": keep what was computed, move the tail down behind the sinks and turn its keys to their
-            new positions (attention sinks, StreamingLLM, arXiv:2309.17453). Cheaper and less exact.
+            new positions (attention sinks, StreamingLLM, arXiv:2309.17453). Cheaper and less exact. Each move
+            rounds a key again: in bfloat16 let the tail leave room, so that none moves hundreds of times.
             "window": compute sinks and all that fits behind them anew at every token. Exact and slow.
             "stop": end with reason "length".
         context: what the cache holds; at most the model's own context.

@@ -1,10 +1,22 @@
 """Shared fixtures. Shapes in signatures are checked while tests run (jaxtyping with beartype)."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from jaxtyping import install_import_hook
+
+# Each program is compiled once, for all workers and for later runs; with a limit, JAX locks the files.
+PROGRAMS = {
+    "DIR": str(Path(__file__).parents[1] / ".pytest_cache" / "programs"),
+    "MAX_SIZE": str(2**30),
+}
+THRESHOLDS = {"MIN_COMPILE_TIME_SECS": "0", "MIN_ENTRY_SIZE_BYTES": "0"}
+for name, value in PROGRAMS.items():
+    os.environ.setdefault(f"JAX_COMPILATION_CACHE_{name}", value)
+for name, value in THRESHOLDS.items():
+    os.environ.setdefault(f"JAX_PERSISTENT_CACHE_{name}", value)
 
 # All modules with arrays in their signatures, but not those that refuse wrong types themselves.
 CHECKED = {
