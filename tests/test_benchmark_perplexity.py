@@ -48,6 +48,7 @@ def streamed(loaded: LoadedModel, text: np.ndarray, stream: StreamConfig) -> lis
     return [-float(unpack(np.asarray(output)).raw_logprob[0]) for output in outputs]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "stream",
     [
@@ -78,6 +79,7 @@ def test_a_window_is_foreseen_as_the_policy_does(loaded, text, sinks):
     np.testing.assert_allclose(run.surprisals[there], expected, rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_base_sees_the_whole_text(loaded, text):
     whole = Policy("", StreamConfig(context=256, sinks=0, tail=64))
     run = foresee(loaded.model, loaded.params, text, whole, piece=CONTEXT - GIVEN)

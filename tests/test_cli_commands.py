@@ -175,6 +175,7 @@ def test_ctrl_c_ends_a_stream_with_its_statistics(place, env):
     assert f"finish: cancelled | prompt: {summary['prompt_tokens']} tokens" in notes.decode()
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_a_batch_with_what_it_has(place, env):
     interrupted = f"""
 import os, runpy, signal, sys, threading

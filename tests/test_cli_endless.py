@@ -402,6 +402,7 @@ def place(tmp_path_factory):
 TINY = ["stream=endless", "stream.context=128", "stream.tail=32", "output=jsonl", "inference.prompt=What?"]
 
 
+@pytest.mark.slow
 def test_a_stream_outlives_its_context(place):
     """It also ends with status 0 while a summary is being made: its programs are still compiling then."""
     arguments = [f"model.name={place / 'tiny'}", *TINY, "sampling.max_new_tokens=400"]

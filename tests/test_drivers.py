@@ -71,6 +71,7 @@ def test_a_picture_too(tiny):
     assert sample(model, params, other, cfg, jax.random.key(3)).logprobs.tolist() != whole.logprobs.tolist()
 
 
+@pytest.mark.slow
 def test_bfloat16_from_a_picture_to_the_same_tokens_in_both_drivers(tiny_directory):
     model, params, processor = load_model(tiny_directory(), dtype="bfloat16")
     inputs = prepare_inputs(model, params, processor, images=[picture(70, 40)], prompt="What's this?")
@@ -113,6 +114,7 @@ def test_a_row_gives_in_a_batch_what_it_gives_alone(tiny):
         assert (together.tokens[row, n:] == config.pad_id).all()
 
 
+@pytest.mark.slow
 def test_keys_of_ones_own_per_row(tiny):
     model, params, _ = tiny()
     cfg = SamplingConfig(max_new_tokens=STEPS)
@@ -205,6 +207,7 @@ def test_top_logprobs_are_the_best_and_contain_a_greedy_token(tiny):
         assert list(values) == sorted(values, reverse=True)
 
 
+@pytest.mark.slow
 def test_top_logprobs_of_a_batch_are_those_of_the_stream(tiny):
     model, params, _ = tiny()
     configs = [

@@ -197,6 +197,7 @@ def test_no_ngram_comes_once_too_often_in_either_driver(small, size, threshold, 
     assert free != tokens
 
 
+@pytest.mark.slow
 def test_where_no_token_is_left_the_sequence_ends_without_one(small):
     tokens, reason = both(
         small, [1, 2], max_new_tokens=900, no_repeat_ngram_size=2, no_repeat_ngram_threshold=1
@@ -211,6 +212,7 @@ def test_where_no_token_is_left_the_sequence_ends_without_one(small):
     assert both(small, BEHIND_ZERO, **on, no_repeat_ngram_exempt=9)[0][0] == 9
 
 
+@pytest.mark.slow
 def test_a_row_without_tokens_stands_beside_others(small):
     model, params = small
     rows = np.array([BEHIND_ZERO, [3] * len(BEHIND_ZERO)], np.int32)

@@ -19,7 +19,9 @@ CASES = cases()
 KEY = jax.random.key(0)
 
 
-@pytest.fixture(scope="module", params=["golden", pytest.param("torch", marks=pytest.mark.torch)])
+@pytest.fixture(
+    scope="module", params=["golden", pytest.param("torch", marks=[pytest.mark.torch, pytest.mark.slow])]
+)
 def truth(
     request: pytest.FixtureRequest, tiny_directory: Callable
 ) -> Callable[[str, str], dict[str, np.ndarray]]:

@@ -30,7 +30,9 @@ def loaded(directory: Callable) -> Callable[[str], LoadedModel]:
     return cache(lambda variant: load_model(directory(variant), dtype="float32"))
 
 
-@pytest.fixture(scope="module", params=["golden", pytest.param("torch", marks=pytest.mark.torch)])
+@pytest.fixture(
+    scope="module", params=["golden", pytest.param("torch", marks=[pytest.mark.torch, pytest.mark.slow])]
+)
 def truth(request: pytest.FixtureRequest, directory: Callable) -> Callable[[str, str], dict[str, np.ndarray]]:
     """What transformers computes for a variant's case: written down, or computed now."""
     if request.param == "golden":

@@ -68,6 +68,7 @@ def test_every_background_is_a_picture() -> None:
     assert not shares.any()
 
 
+@pytest.mark.slow
 def test_patches_are_the_processors(run: Run, tmp_path: Path) -> None:
     export(tmp_path, run.model, run.start().params["model"], run.tokenizer, run.config, 64)
     processor = load_model(tmp_path).processor

@@ -119,6 +119,7 @@ def test_logits_of_a_bfloat16_model_are_not_rounded_to_bfloat16(tiny_directory, 
     np.testing.assert_allclose(logits, exact, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_stored_in_bfloat16(tiny, tiny_directory, tmp_path):
     model, params, _ = tiny()
     directory = shutil.copytree(tiny_directory(), tmp_path / "copy")
