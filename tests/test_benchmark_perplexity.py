@@ -69,6 +69,7 @@ def test_pieces_give_the_surprisals_of_a_stream(loaded, text, stream):
     assert behind.tolist() == [renewed + i % period for i in range(len(behind))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sinks", [0, 4])
 def test_a_window_is_foreseen_as_the_policy_does(loaded, text, sinks):
     stream = StreamConfig("window", context=CONTEXT, sinks=sinks)
@@ -90,6 +91,7 @@ def test_the_base_sees_the_whole_text(loaded, text):
     assert run.seen.tolist() == list(range(GIVEN, TOKENS))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("turned", [True, False])
 def test_old_positions_stay_those_of_the_text(loaded, text, turned):
     stream = StreamConfig(policy="shift", context=CONTEXT, sinks=4, tail=12)

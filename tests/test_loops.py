@@ -246,6 +246,7 @@ def test_ignored_end_tokens_are_never_drawn(small):
     assert both(small, [1], max_new_tokens=9, eos_id=range(16))[1] == "stop"
 
 
+@pytest.mark.slow
 def test_what_a_loop_setting_is_compiles_nothing(small):
     on = {"max_new_tokens": 20, "no_repeat_ngram_window": 64}
     both(small, [1, 2], no_repeat_ngram_size=3, **on)

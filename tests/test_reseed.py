@@ -299,6 +299,7 @@ def test_a_reseed_of_wrong_sizes_is_one_line_and_leaves_the_state(tiny, sinks, t
     assert not state.length.is_deleted()
 
 
+@pytest.mark.slow
 def test_a_cleared_cache_forgets_what_is_not_finite(tiny):
     model, params, _ = tiny()
     cfg = SamplingConfig(max_new_tokens=400)
