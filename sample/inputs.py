@@ -9,7 +9,7 @@ from jaxtyping import Array, Int32
 from PIL import Image
 
 from models.decoder import VisionEmbeddings
-from models.errors import CheckpointError, InputError
+from models.errors import CheckpointError, InputError, PromptTooLongError
 from models.model import Model
 from models.processor import Processor
 from models.vision import encode_vision
@@ -156,7 +156,7 @@ def _fill(ids: list[int], fillings: list[np.ndarray], image_pad_id: int) -> Int3
 def _check_length(tokens: np.ndarray, model: Model) -> None:
     context, in_pictures = model.context_length, (tokens == model.image_pad_id).sum()
     if len(tokens) >= context:
-        raise InputError(
+        raise PromptTooLongError(
             f"the prompt has {len(tokens)} tokens, {in_pictures} of them for pictures;"
             f" allowed: up to {context - 1}, one less than {context}, the model's context"
         )

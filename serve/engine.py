@@ -48,21 +48,13 @@ class Engine:
     Args:
         loaded: model, parameters and processor.
         config: sizes; all programs are compiled by `start`, and none behind it but for pictures of new sizes.
-        delivered: called in the engine's thread behind the tokens of a step, all together.
     """
 
-    def __init__(
-        self,
-        loaded: LoadedModel,
-        config: EngineConfig | None = None,
-        *,
-        delivered: Callable[[], None] = lambda: None,
-    ) -> None:
+    def __init__(self, loaded: LoadedModel, config: EngineConfig | None = None) -> None:
         self.config = config or EngineConfig()
-        self._loaded, self._delivered = loaded, delivered
-        self._device = Device.of(loaded.model, loaded.params, self.config)
+        self._loaded = loaded
+        self._delivered: Callable[[], None] = lambda: None
         self._pictures = PictureCache(loaded.model, loaded.params, self.config.picture_bytes)
-        self._batch = Batch(self._device)
         self._prefill: Prefill | None = None
         self._ahead: list[Output] = []
         self._failures = 0
@@ -79,8 +71,15 @@ class Engine:
         return self._ready.is_set() and self._thread.is_alive() and not self._closing and self._error is None
 
     @property
+    def starting(self) -> bool:
+        """Whether it is still compiling."""
+        return not self._ready.is_set()
+
+    @property
     def figures(self) -> Figures:
         """From any thread."""
+        if not self._ready.is_set():
+            return Figures(0, 0, 0, 0, 0, 0)
         pictures = self._pictures
         return Figures(
             running=len(self._batch.jobs),
@@ -91,12 +90,16 @@ class Engine:
             picture_misses=pictures.misses,
         )
 
-    def start(self) -> None:
+    def start(self, delivered: Callable[[], None] = lambda: None) -> None:
         """Start the thread, and wait until all programs are compiled.
+
+        Args:
+            delivered: called in the engine's thread behind the tokens of a step, all together.
 
         Raises:
             EngineDeadError: they could not be.
         """
+        self._delivered = delivered
         self._thread.start()
         self._ready.wait()
         if self._error is not None:
@@ -140,6 +143,8 @@ class Engine:
     def _run(self) -> None:
         code = "engine_closed"
         try:
+            self._device = Device.of(self._loaded.model, self._loaded.params, self.config)
+            self._batch = Batch(self._device)
             warm_up(self._device, self._loaded)
             self._ready.set()
             while not self._closing:
@@ -235,12 +240,14 @@ class Engine:
         """End every stream, and let go of the device's memory."""
         with self._condition:
             self._closing = True
-            jobs = [*self._batch.jobs, *self._inbox]
+            jobs = [*self._inbox]
             self._inbox.clear()
         if self._prefill is not None:
             jobs.append(self._prefill.job)
+        if self._ready.is_set():
+            jobs += self._batch.jobs
+            self._batch.release()
         for job in jobs:
             job.fail(code)
         self._prefill, self._ahead = None, []
-        self._batch.release()
         self._delivered()

@@ -119,8 +119,10 @@ def check_job(model: Model, config: EngineConfig, prompt: PreparedPrompt, asked:
     """Whether the engine's programs have room for a stream.
 
     Raises:
-        SettingsError: more tokens, alternatives, biases or ids than it is made for; no seed.
+        SettingsError: more tokens, alternatives, biases or ids than it is made for, ids beyond the
+            vocabulary, or no seed.
     """
+    sampling_params([asked], vocab_size=model.vocab_size)
     length, context = len(prompt.tokens), min(config.context, model.context_length)
     needed = length + asked.max_new_tokens
     if needed > context:

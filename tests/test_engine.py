@@ -307,6 +307,7 @@ def test_what_does_not_fit_the_programs_is_refused_at_once(engine):
         "seed: None": (words(3), {"seed": None}),
         "top_logprobs: 4": (words(3), {"top_logprobs": 4}),
         "logit_bias: 65": (words(3), {"logit_bias": dict.fromkeys(range(65), 1.0)}),
+        "logit_bias: got token id 512": (words(3), {"logit_bias": {512: 1.0}}),
         "eos_id: 17": (words(3), {"eos_id": tuple(range(17))}),
     }
     for message, (prompt, settings) in wrong.items():
