@@ -11,8 +11,11 @@ from cli.typed import UsageError, shorten
 from conf.serve import RegistrySettings, ServerSettings, ServeSettings
 
 if TYPE_CHECKING:
+    from serve.adaptive_limit import LimitConfig
     from serve.hub import HubConfig
     from serve.stream_rules import StreamRules
+
+_ADAPTIVE = "stream_registry.adaptive_limits"
 
 
 def hub_config(settings: ServerSettings) -> "HubConfig":
@@ -25,7 +28,7 @@ def hub_config(settings: ServerSettings) -> "HubConfig":
     from serve.hub import HubConfig  # noqa: PLC0415
     from serve.prepare import RequestLimits  # noqa: PLC0415
 
-    given = settings.serve
+    given, registry = settings.serve, settings.stream_registry
     with _named("serve"):
         engine = EngineConfig(
             rows=tuple(given.rows),
@@ -34,14 +37,19 @@ def hub_config(settings: ServerSettings) -> "HubConfig":
             waiting=given.waiting,
             picture_bytes=given.picture_cache_mb * 2**20,
         )
-    return HubConfig(
-        name=Path(settings.model.name).name,
-        engine=engine,
-        rules=_rules(given, settings.stream_registry),
-        limits=RequestLimits(**vars(settings.limits)),
-        heartbeat=given.heartbeat_ms / 1e3,
-        retained=settings.stream_registry.cleanup_interval_ms / 1e3,
-    )
+    rules, streams = _rules(given, registry), _streams(registry)
+    with _named("limits"):
+        limits = RequestLimits(**vars(settings.limits))
+    with _named(_ADAPTIVE):
+        return HubConfig(
+            name=Path(settings.model.name).name,
+            engine=engine,
+            rules=rules,
+            limits=limits,
+            streams=streams,
+            heartbeat=given.heartbeat_ms / 1e3,
+            retained=registry.cleanup_interval_ms / 1e3,
+        )
 
 
 def check_installed() -> None:
@@ -89,7 +97,7 @@ def _rules(given: ServeSettings, registry: RegistrySettings) -> "StreamRules":
     window, ring = flow.max_unacked_chunks, given.resume_events
     if not flow.enabled:  # as many as an answer can have
         window, ring = given.context, given.context + 4
-    with _named("serve"):
+    with _named("stream_registry.backpressure"):
         return StreamRules(
             max_unacked_chunks=window,
             ack_timeout=flow.ack_timeout_ms / 1e3,
@@ -97,6 +105,24 @@ def _rules(given: ServeSettings, registry: RegistrySettings) -> "StreamRules":
             ring=ring,
             grace=given.resume_window_ms / 1e3,
             deadline=registry.default_timeout_ms / 1e3,
+        )
+
+
+def _streams(registry: RegistrySettings) -> "LimitConfig":
+    from serve.adaptive_limit import LimitConfig  # noqa: PLC0415
+
+    given = registry.adaptive_limits
+    with _named(_ADAPTIVE):
+        return LimitConfig(
+            enabled=given.enabled,
+            min_streams=given.min_streams,
+            max_streams=given.max_streams,
+            initial=registry.max_active_streams,
+            target_ttft=given.target_ttft_ms / 1e3,
+            target_queue=given.target_latency_ms / 1e3,
+            interval=given.adjustment_interval_ms / 1e3,
+            scale_up=given.scale_up_threshold,
+            scale_down=given.scale_down_threshold,
         )
 
 
@@ -113,5 +139,5 @@ def _named(group: str) -> Iterator[None]:
         yield
     except SettingsError as error:
         name, colon, rest = str(error).partition(":")
-        name = {"ring": "resume_events"}.get(name, name)
-        raise SettingsError(f"{group}.{name}{colon}{rest}") from None
+        path = {"ring": "serve.resume_events"}.get(name, f"{group}.{name}")
+        raise SettingsError(f"{path}{colon}{rest}") from None

@@ -88,7 +88,8 @@ class Api:
     async def health(self, request: Request) -> Response:
         """That the process lives, and its figures."""
         hub = self._hub
-        return _json({"status": "ok", "activeStreams": hub.active} | hub.engine.figures._asdict())
+        figures = {"activeStreams": hub.active, "maxStreams": hub.limit.limit, "uptime": hub.uptime}
+        return _json({"status": "ok"} | figures | hub.engine.figures._asdict())
 
     async def ready(self, request: Request) -> Response:
         """Whether streams may come."""

@@ -53,6 +53,7 @@ class Engine:
     def __init__(self, loaded: LoadedModel, config: EngineConfig | None = None) -> None:
         self.config = config or EngineConfig()
         self._loaded = loaded
+        self.limit = self.config.rows[-1]  # streams that may run at once; whoever lowers it ends none
         self._delivered: Callable[[], None] = lambda: None
         self._pictures = PictureCache(loaded.model, loaded.params, self.config.picture_bytes)
         self._prefill: Prefill | None = None
@@ -180,7 +181,11 @@ class Engine:
         if failure is not None:
             self._fail_running(failure)
         self._delivered()
-        return bool(ahead or self._ahead or self._prefill or (self._inbox and not self._batch.full))
+        return bool(ahead or self._ahead or self._prefill or (self._inbox and self._has_room))
+
+    @property
+    def _has_room(self) -> bool:
+        return not self._batch.full and len(self._batch.jobs) < self.limit
 
     def _send(self, output: Output | None) -> None:
         if output is not None:
@@ -219,7 +224,7 @@ class Engine:
         with self._condition:
             waiting = [job for job in self._inbox if not job.over]
             self._inbox = deque(waiting)
-            if not waiting or self._batch.full:
+            if not waiting or not self._has_room:
                 return None
             job = self._inbox.popleft()
         job.consumer.prefilling()

@@ -9,8 +9,9 @@ from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from models.errors import SaccadeError
+from models.errors import SaccadeError, SettingsError
 from models.load import LoadedModel
+from serve.adaptive_limit import AdaptiveLimit, LimitConfig
 from serve.chat_request import ChatRequest
 from serve.chunks import ChunkConfig
 from serve.engine import Engine, EngineBusyError, EngineDeadError
@@ -35,8 +36,14 @@ class HubConfig:
     engine: EngineConfig = field(default_factory=EngineConfig)
     rules: StreamRules = field(default_factory=StreamRules)
     limits: RequestLimits = field(default_factory=RequestLimits)
+    streams: LimitConfig = field(default_factory=LimitConfig)
     heartbeat: float = 10.0
     retained: float = 60.0  # that an ended stream can be read again
+
+    def __post_init__(self):
+        most, rows = self.streams.max_streams, self.engine.rows[-1]
+        if most > rows:
+            raise SettingsError(f"max_streams: {most}; allowed: up to {rows}, the most rows")
 
 
 class Live:
@@ -47,6 +54,7 @@ class Live:
         self.owner, self.resumable = owner, resumable
         self.told = time.monotonic()  # when its reader last got something
         self.over: float | None = None  # since when it has ended
+        self.begun = False  # its first token was seen
 
     @property
     def id(self) -> str:
@@ -63,6 +71,8 @@ class Hub:
         self.created = int(time.time())
         self.draining = False
         self.engine = Engine(loaded, self.config.engine)
+        self.limit = AdaptiveLimit(self.config.streams, time.monotonic())
+        self.engine.limit = self.limit.limit
         self._ticking: asyncio.Task | None = None
         self._live: dict[str, Live] = {}
         self._pool = ThreadPoolExecutor(_PREPARERS, thread_name_prefix="prepare")
@@ -71,6 +81,11 @@ class Hub:
     def ready(self) -> bool:
         """Whether streams may come."""
         return not self.draining and self.engine.alive
+
+    @property
+    def uptime(self) -> int:
+        """Seconds."""
+        return int(time.time()) - self.created
 
     @property
     def active(self) -> int:
@@ -132,7 +147,9 @@ class Hub:
         except SaccadeError as error:
             raise Problem(400, "invalid_value", str(error)) from None
         except EngineBusyError:
-            raise Problem(429, "busy", "too many streams wait; try again later", retry_after=1) from None
+            wait = self.limit.retry_after(self.engine.figures.waiting, time.monotonic())
+            message = f"too many streams wait; try again in {wait} s"
+            raise Problem(429, "busy", message, retry_after=wait) from None
         except EngineDeadError:
             raise Problem(503, "unavailable", "the model is out of order", retry_after=30) from None
         live = Live(stream, news, owner, resumable=chunks is not None)
@@ -197,18 +214,38 @@ class Hub:
     async def _tick(self) -> None:
         for round_ in itertools.count():
             await asyncio.sleep(_TICK)
+            self._adjust()
             for live in list(self._live.values()):
                 live.stream.tick()
+                self._observe(live)
                 self._retire(live)
                 if self._silent(live):
                     live.news.set()
                 if live.stream.slow and round_ % 20 == 0:
                     _log.warning("slow consumer: stream %s, %d unacked", live.id, live.stream.unacked)
 
+    def _adjust(self) -> None:
+        limit = self.limit.adjust(self.engine.figures.running, time.monotonic())
+        if limit != self.engine.limit:
+            self.engine.limit = limit
+            self.engine.wake()
+
+    def _observe(self, live: Live) -> None:
+        """Once, how long a stream was queued, and how long its first token took from there."""
+        timings = live.stream.timings
+        if live.begun or timings.first_token is None or timings.queued is None:
+            return
+        live.begun = True
+        now = time.monotonic()
+        self.limit.queued.add(timings.queued, now)
+        self.limit.ttft.add(timings.first_token - timings.queued, now)
+
     def _retire(self, live: Live) -> None:
         if not live.stream.closed:
             return
         now = time.monotonic()
-        live.over = live.over or now
+        if live.over is None:
+            live.over = now
+            self.limit.lasting.add(live.stream.timings.total, now)
         if now - live.over > self.config.retained:
             del self._live[live.id]

@@ -13,7 +13,15 @@ import httpx
 
 from tests.commands import start
 
-SMALL = ("serve.port=0", "serve.rows=[4]", "serve.chunks=[64]", "serve.context=512")
+SMALL = (
+    "serve.port=0",
+    "serve.rows=[4]",
+    "serve.chunks=[64]",
+    "serve.context=512",
+    "stream_registry.adaptive_limits.enabled=false",
+    "stream_registry.adaptive_limits.min_streams=2",
+    "stream_registry.adaptive_limits.max_streams=4",
+)
 _LONGEST_START = 300  # seconds; all programs may have to be compiled
 
 

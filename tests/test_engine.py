@@ -288,6 +288,39 @@ def test_a_long_prompt_keeps_running_streams_waiting_for_one_chunk_at_most(engin
     assert "prefill_chunk prefill_chunk" not in " ".join(calls)
 
 
+def test_a_stream_that_is_closed_while_it_is_prefilled_stops_at_the_next_chunk(engine, monkeypatch):
+    closing, chunks = Reader(), []
+    original = prefill_module.prefill_chunk
+
+    def chunk(*arguments, **options):
+        chunks.append(1)
+        closing.closed = len(chunks) == 2
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(prefill_module, "prefill_chunk", chunk)
+    engine.submit(words(300), SamplingConfig(seed=1, max_new_tokens=9), closing)
+    until(lambda: closing.closed)
+    reader = Reader()
+    engine.submit(words(9), SamplingConfig(seed=1, max_new_tokens=2), reader)
+    reader.wait()
+    assert len(chunks) == 2 + 1
+    assert not closing.pieces
+
+
+def test_a_limit_below_the_rows_keeps_streams_waiting(engine):
+    engine.limit = 2
+    readers = [Reader() for _ in range(6)]
+    for reader in readers:
+        engine.submit(words(9), SamplingConfig(seed=1, max_new_tokens=60), reader)
+    most = 0
+    while not all(reader.ends for reader in readers):
+        most = max(most, engine.figures.running)
+        time.sleep(0.001)
+    engine.limit = 32
+    assert most <= 2
+    assert {tuple(reader.tokens) for reader in readers} == {tuple(readers[0].tokens)}
+
+
 def test_the_next_step_is_dispatched_before_the_last_is_waited_for(engine, monkeypatch):
     calls: list[str] = []
     for name in ("decode_step", "unpack"):

@@ -25,6 +25,7 @@ FLOW = (
     "stream_registry.backpressure.max_unacked_chunks=24",
     "stream_registry.backpressure.ack_timeout_ms=1000",
     "serve.resume_events=30",
+    "serve.waiting=2",
     "limits.pictures=2",
     "limits.body_bytes=100000",
     "limits.picture_bytes=30000",
@@ -249,6 +250,24 @@ def test_a_reader_that_stops_reading_is_waited_for_and_then_cancelled(tiny, serv
     assert received.count(b"logprob") / 21 < 440  # it did not come to its end
 
 
+def test_when_too_many_wait_the_next_is_refused_with_a_time_to_come_back(server):
+    body = json.dumps(LONG | {"stream": True, "logprobs": True, "top_logprobs": 20}).encode()
+    taken = []
+    try:
+        for figure, count in (("running", 4), ("waiting", 2)):  # the rows, and the places to wait
+            for number in range(count):
+                taken.append(raw(server, "/v1/stream", body))
+                until(lambda figure=figure, number=number: server.health()[figure] > number)
+        refused = stream(server)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (429, "busy")
+        assert 1 <= int(refused.headers["retry-after"]) <= 60
+    finally:
+        for connection in taken:
+            connection.close()
+    until(lambda: server.health()["running"] + server.health()["waiting"] == 0)
+    assert told(stream(server))[-1]["event"] == "end"
+
+
 WRONG: dict[str, tuple[Any, int, str]] = {
     "no json": (b"{", 400, "invalid_json"),
     "not utf-8": (b'{"messages": [{"role": "user", "content": "\xff"}]}', 400, "invalid_json"),
@@ -347,6 +366,8 @@ def test_sigterm_lets_streams_end_and_takes_no_new_ones(tiny_directory, env, ser
         ("serve.rows=[4,2]", r"serve.rows: got \(4, 2\); allowed: ascending"),
         ("serve.resume_events=50", "serve.resume_events: 50; allowed: 104 or more"),
         ("serve.prot=1", "nearest key: serve.port"),
+        ("env=prod", "env: got .prod.; allowed: base, production, development, test"),
+        ("stream_registry.adaptive_limits.max_streams=9", "adaptive_limits.max_streams: 9; allowed: up to 4"),
     ],
 )
 def test_wrong_settings_are_one_line(tiny_directory, env, setting, message):

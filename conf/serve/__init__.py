@@ -76,6 +76,31 @@ class BackpressureSettings:
 
 
 @dataclass
+class AdaptiveSettings:
+    enabled: bool = setting(
+        True, "the limit of streams follows the load", "true or false: always max_streams"
+    )
+    min_streams: int = number(5, "the lowest limit", "an integer", Range(1, 4096))
+    max_streams: int = number(
+        50, "the highest limit", "an integer", Range(1, 4096), "and the largest of serve.rows"
+    )
+    target_ttft_ms: int = number(
+        1000,
+        "a first token that takes longer, from the beginning of its prompt, lowers the limit",
+        "an integer",
+        _MILLISECONDS,
+    )
+    target_latency_ms: int = number(
+        100, "a longer time in the queue raises the limit", "an integer", _MILLISECONDS
+    )
+    adjustment_interval_ms: int = number(5000, "between two adjustments", "an integer", _MILLISECONDS)
+    scale_up_threshold: float = number(
+        0.8, "the share of the limit in use above which it rises", "a number", Range(0, 1)
+    )
+    scale_down_threshold: float = number(0.3, "the share below which it falls", "a number", Range(0, 1))
+
+
+@dataclass
 class RegistrySettings:
     default_timeout_ms: int = number(
         300_000, "the longest that a stream may take, from its request", "an integer", _MILLISECONDS
@@ -83,16 +108,33 @@ class RegistrySettings:
     cleanup_interval_ms: int = number(
         60_000, "how long an ended stream can be read again", "an integer", _MILLISECONDS
     )
+    max_active_streams: int = number(10, "the limit at the start", "an integer", Range(1, 4096))
+    adaptive_limits: AdaptiveSettings = field(default_factory=AdaptiveSettings)
     backpressure: BackpressureSettings = field(default_factory=BackpressureSettings)
 
 
 @dataclass
 class ServerSettings:
-    defaults: list[Any] = field(default_factory=lambda: ["_self_"])
+    defaults: list[Any] = field(default_factory=lambda: ["_self_", {"env": "base"}])
     model: ModelSettings = field(default_factory=ModelSettings)
     serve: ServeSettings = field(default_factory=ServeSettings)
     limits: LimitSettings = field(default_factory=LimitSettings)
     stream_registry: RegistrySettings = field(default_factory=RegistrySettings)
 
 
-SERVER = Schema("server_settings", ServerSettings, {})
+_ENVIRONMENTS: dict[str, dict[str, Any]] = {
+    "base": {},
+    "production": {
+        "serve": {"rows": [1, 4, 16, 32, 50, 100], "resume_events": 512},
+        "stream_registry": {
+            "adaptive_limits": {"max_streams": 100},
+            "backpressure": {"max_unacked_chunks": 200},
+        },
+    },
+    "development": {
+        "stream_registry": {"adaptive_limits": {"max_streams": 20, "adjustment_interval_ms": 1000}}
+    },
+    "test": {"stream_registry": {"adaptive_limits": {"enabled": False}, "backpressure": {"enabled": False}}},
+}
+
+SERVER = Schema("server_settings", ServerSettings, {"env": _ENVIRONMENTS}, whole=("env",))
