@@ -5,30 +5,34 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from cli.interrupts import Interrupts
 from cli.report import Report, report_for_stderr
 from cli.typed import UsageError
 
 if TYPE_CHECKING:
-    from conf.schema import Settings
+    from conf.schema import Schema
 
 DONE, FAILED, WRONG, CLOSED_PIPE = 0, 1, 2, 141  # 141: 128 + SIGPIPE, the shell's convention
-_SUMMARY = "summary"  # the name of sample.summary's threads
+_COMPUTING = {"summary", "engine"}  # the names of threads that may be in compiled code
 _LONGEST_LINE = 1000  # characters; the device's own reports of a full memory run to pages
 
-Body = Callable[["Settings", Report, Interrupts], int]
+Body = Callable[[Any, Report, Interrupts], int]
 
 
-def run_command(body: Body, purpose: str, argv: Sequence[str]) -> int:
-    """Run `body(settings, report, interrupts)` and return the process's exit status."""
+def run_command(body: Body, purpose: str, argv: Sequence[str], schema: "Schema | None" = None) -> int:
+    """Run `body(settings, report, interrupts)` and return the process's exit status.
+
+    Args:
+        schema: of the settings; without one, those of `run.py`.
+    """
     _open_streams()
     interrupts = Interrupts()
     interrupts.install()
     report = report_for_stderr()
     try:
-        return _run(body, purpose, argv, report, interrupts)
+        return _run(body, purpose, argv, report, interrupts, schema)
     except BrokenPipeError:
         status = CLOSED_PIPE
     except UsageError as error:
@@ -46,24 +50,34 @@ def run_command(body: Body, purpose: str, argv: Sequence[str]) -> int:
 
 
 def leave(status: int) -> NoReturn:
-    """End the process, without waiting for a summary that is still being made: its thread, in compiled code,
-    would abort an orderly shutdown."""
-    if any(thread.name == _SUMMARY for thread in threading.enumerate()):
+    """End the process, without waiting for a summary that is still being made, or an engine that starts: its
+    thread, in compiled code, would abort an orderly shutdown."""
+    if any(thread.name in _COMPUTING for thread in threading.enumerate()):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
     sys.exit(status)
 
 
-def _run(body: Body, purpose: str, argv: Sequence[str], report: Report, interrupts: Interrupts) -> int:
+def _run(
+    body: Body,
+    purpose: str,
+    argv: Sequence[str],
+    report: Report,
+    interrupts: Interrupts,
+    schema: "Schema | None",
+) -> int:
+    from conf.schema import GENERATION  # noqa: PLC0415
+
+    schema = schema or GENERATION
     if "--help" in argv or "-h" in argv:
         from cli.help import help_text  # noqa: PLC0415
 
-        print(help_text(os.path.basename(sys.argv[0]), purpose), flush=True)
+        print(help_text(os.path.basename(sys.argv[0]), purpose, schema), flush=True)
         return DONE
     from cli.settings import parse_settings  # noqa: PLC0415  (imports Hydra)
 
-    return body(parse_settings(argv), report, interrupts)
+    return body(parse_settings(argv, schema), report, interrupts)
 
 
 def _open_streams() -> None:

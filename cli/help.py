@@ -6,7 +6,7 @@ from enum import Enum
 from typing import Any
 
 from cli.settings import fields_by_key
-from conf.schema import GROUP_OPTIONS, default_of
+from conf.schema import GENERATION, Schema, default_of
 
 _NOTES = """\
 Texts and paths arrive as they are typed, whatever signs they hold; lists are [a,b] or JSON. null under
@@ -16,12 +16,13 @@ everything else to standard error. Exit status: 0 done, 1 failed on the way, 2 w
 where JAX_COMPILATION_CACHE_DIR says; JAX_PLATFORMS picks the device."""
 
 
-def help_text(program: str, purpose: str) -> str:
+def help_text(program: str, purpose: str, schema: Schema = GENERATION) -> str:
     lines = [purpose, "", f"usage: {program} [KEY=VALUE ...]", ""]
-    for group, options in GROUP_OPTIONS.items():
+    for group, options in schema.options.items():
         lines.append(f"{group}={'|'.join(options)}")
-        lines.append(f"    values for all of {group}.*, before single ones; default: {next(iter(options))}")
-    for key, entry in fields_by_key().items():
+        what = "any settings" if group in schema.whole else f"all of {group}.*"
+        lines.append(f"    values for {what}, before single ones; default: {next(iter(options))}")
+    for key, entry in fields_by_key(schema.root).items():
         lines.append(f"{key}={_shown(default_of(entry))}")
         text = f"{entry.metadata['help']}; {entry.metadata['allowed']}"
         lines += textwrap.wrap(text, 100, initial_indent="    ", subsequent_indent="    ")

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cli.typed import UsageError, check_unicode, parse_list, shorten
-from conf.schema import GROUP_OPTIONS, TOKEN_IDS, Range, Settings, register
+from conf.schema import GENERATION, TOKEN_IDS, Range, Schema, Settings, T, register
 
 
 def fields_by_key(schema: type = Settings, prefix: str = "") -> dict[str, Field]:
@@ -31,19 +31,19 @@ def _walk(schema: type, prefix: str) -> Iterator[tuple[str, Field]]:
             yield prefix + entry.name, entry
 
 
-def parse_settings(argv: Sequence[str]) -> Settings:
+def parse_settings(argv: Sequence[str], schema: Schema[T] = GENERATION) -> T:
     """The settings after `argv`'s overrides `key=value`; of two for one key the last holds.
 
     Raises:
         UsageError: an argument that is no override, an unknown key, a value of the wrong type.
     """
-    fields = fields_by_key()
+    fields = fields_by_key(schema.root)
     typed: dict[str, str] = {}
     overrides: dict[str, str] = {}
     for argument in argv:
-        key, value = _split(argument, fields)
+        key, value = _split(argument, fields, schema.options)
         (typed if key in fields and fields[key].metadata["typed_by_user"] else overrides)[key] = value
-    settings = _compose(overrides, fields)
+    settings = _compose(overrides, fields, schema)
     for key, value in overrides.items():
         if key in fields:
             _check_range(key, value, settings, fields[key])
@@ -52,20 +52,20 @@ def parse_settings(argv: Sequence[str]) -> Settings:
     return settings
 
 
-def _split(argument: str, fields: dict[str, Field]) -> tuple[str, str]:
+def _split(argument: str, fields: dict[str, Field], options: dict[str, Any]) -> tuple[str, str]:
     key, equals, value = argument.partition("=")
-    if key in GROUP_OPTIONS and equals:
-        if value not in GROUP_OPTIONS[key]:
-            raise UsageError(f"{key}: got {shorten(value)}; allowed: {', '.join(GROUP_OPTIONS[key])}")
+    if key in options and equals:
+        if value not in options[key]:
+            raise UsageError(f"{key}: got {shorten(value)}; allowed: {', '.join(options[key])}")
     elif key not in fields:
-        raise UsageError(_unknown(argument, key, bool(equals), fields))
+        raise UsageError(_unknown(argument, key, bool(equals), [*fields, *options]))
     elif not equals:
         raise UsageError(f"{key}: got no value; allowed: {fields[key].metadata['allowed']}")
     return key, value
 
 
-def _unknown(argument: str, key: str, has_value: bool, fields: dict[str, Field]) -> str:
-    nearest = nearest_key(key.lstrip("-+~"), [*fields, *GROUP_OPTIONS])
+def _unknown(argument: str, key: str, has_value: bool, known: list[str]) -> str:
+    nearest = nearest_key(key.lstrip("-+~"), known)
     if has_value:
         what = f"unknown setting {shorten(key)}"
     else:
@@ -85,27 +85,27 @@ def nearest_key(name: str, keys: Any) -> str:
     return own[0] if own else max(keys, key=likeness)
 
 
-def _compose(overrides: dict[str, str], fields: dict[str, Field]) -> Settings:
-    register()
+def _compose(overrides: dict[str, str], fields: dict[str, Field], schema: Schema[T]) -> T:
+    register(schema)
     GlobalHydra.instance().clear()
     with initialize(config_path=None, version_base="1.3"):
         try:
-            return _to_settings(overrides)
+            return _to_settings(overrides, schema)
         except (HydraException, OmegaConfBaseException):
             for key, value in overrides.items():
-                _check_alone(key, value, fields)
+                _check_alone(key, value, fields, schema)
             raise  # unreachable as long as settings do not depend on each other
 
 
-def _check_alone(key: str, value: str, fields: dict[str, Field]) -> None:
+def _check_alone(key: str, value: str, fields: dict[str, Field], schema: Schema) -> None:
     try:
-        _to_settings({key: value})
+        _to_settings({key: value}, schema)
     except (HydraException, OmegaConfBaseException):
         allowed = fields[key].metadata["allowed"]
         raise UsageError(f"{key}: got {shorten(value)}; allowed: {allowed}") from None
 
 
-def _check_range(key: str, given: str, settings: Settings, entry: Field) -> None:
+def _check_range(key: str, given: str, settings: Any, entry: Field) -> None:
     value: Any = functools.reduce(getattr, key.split("."), settings)
     limits: Range | None = entry.metadata["limits"]
     if limits is None or value is None:
@@ -116,19 +116,19 @@ def _check_range(key: str, given: str, settings: Settings, entry: Field) -> None
         raise UsageError(f"{key}: got {shorten(given)}; allowed: {entry.metadata['allowed']}")
 
 
-def _to_settings(overrides: dict[str, str]) -> Settings:
+def _to_settings(overrides: dict[str, str], schema: Schema[T]) -> T:
     # `++` lets a dictionary take new keys; _split has refused unknown ones.
-    plain = [f"{'' if key in GROUP_OPTIONS else '++'}{key}={value}" for key, value in overrides.items()]
-    config: DictConfig = compose("settings", overrides=plain)
+    plain = [f"{'' if key in schema.options else '++'}{key}={value}" for key, value in overrides.items()]
+    config: DictConfig = compose(schema.name, overrides=plain)
     settings = OmegaConf.to_object(config)
-    assert isinstance(settings, Settings)
+    assert isinstance(settings, schema.root)
     return settings
 
 
 _PATHS = {"inference.image", "inference.prompts_file", "model.name", "output.plot", "stream.summary.model"}
 
 
-def _assign(settings: Settings, key: str, value: str) -> None:
+def _assign(settings: Any, key: str, value: str) -> None:
     *groups, name = key.split(".")
     group = functools.reduce(getattr, groups, settings)
     parsed = parse_list(key, value) if isinstance(getattr(group, name), list) else value

@@ -9,7 +9,9 @@ text and paths: their values are taken as they were typed and never pass through
 import math
 from dataclasses import MISSING, Field, dataclass, field
 from enum import Enum
-from typing import Any
+from typing import Any, Generic, NamedTuple, TypeVar
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -301,15 +303,31 @@ GROUP_OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 
-def register() -> None:
+class Schema(NamedTuple, Generic[T]):
+    """What a command can be told: its settings, and the options of their groups.
+
+    `whole` names the groups whose options may set anything, and not only what stands in the group.
+    """
+
+    name: str
+    root: type[T]
+    options: dict[str, dict[str, dict[str, Any]]]
+    whole: tuple[str, ...] = ()
+
+
+GENERATION = Schema("settings", Settings, GROUP_OPTIONS)
+
+
+def register(schema: Schema = GENERATION) -> None:
     """Make the schema and the options of the groups known to Hydra; harmless to repeat."""
     from hydra.core.config_store import ConfigStore  # noqa: PLC0415  (only a parsed command line needs Hydra)
 
     store = ConfigStore.instance()
-    store.store(name="settings", node=Settings)
-    for group, options in GROUP_OPTIONS.items():
+    store.store(name=schema.name, node=schema.root)
+    for group, options in schema.options.items():
+        package = "_global_" if group in schema.whole else None
         for name, values in options.items():
-            store.store(group=group, name=name, node=values)
+            store.store(group=group, name=name, node=values, package=package)
 
 
 def default_of(entry: Field) -> Any:

@@ -13,5 +13,9 @@ class InputError(SaccadeError):
     """A picture, prompt or token array that cannot be used."""
 
 
+class PromptTooLongError(InputError):
+    """A prompt that the model's context has no room for."""
+
+
 class SettingsError(SaccadeError):
     """A setting that is unknown, of the wrong type, or out of range."""

@@ -1,6 +1,8 @@
-"""A user's turn to token ids, by the checkpoint's chat template; what the user wrote stays text."""
+"""A conversation to token ids, by the checkpoint's chat template; what the user wrote stays text."""
 
 import re
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerFast
@@ -8,6 +10,13 @@ from transformers import PreTrainedTokenizerFast
 from models.errors import CheckpointError, InputError
 
 _TEMPLATE_ERRORS = (TemplateError, ValueError, TypeError)
+
+
+class Turn(NamedTuple):
+    """What one side said: texts, and None where a picture stands."""
+
+    role: str  # "system", "user" or "assistant"; never a stranger's choice, as templates print it
+    parts: tuple[str | None, ...]
 
 
 def encode_chat(
@@ -20,31 +29,48 @@ def encode_chat(
 ) -> list[int]:
     """Token ids of one user turn, pictures before the text, up to where the assistant begins.
 
+    Raises and returns what `encode_turns` does.
+    """
+    for name, text in (("prompt", prompt), ("system", system or "")):
+        _check_text(name, text)
+    turns = [Turn("user", (*[None] * pictures, prompt))]
+    if system is not None:
+        turns = [Turn("system", (system,)), *turns]
+    return encode_turns(tokenizer, turns, image_pad_id=image_pad_id)
+
+
+def encode_turns(
+    tokenizer: PreTrainedTokenizerFast, turns: Sequence[Turn], *, image_pad_id: int
+) -> list[int]:
+    """Token ids of a conversation, up to where the assistant begins.
+
     Each picture is a single `image_pad_id`. The ids are those of transformers' `apply_chat_template`, but
-    text in `prompt` or `system` that spells a special token is encoded as the plain text it is.
+    text that spells a special token is encoded as the plain text it is.
 
     Raises InputError for what is no Unicode text; CheckpointError where there is no chat template, or one
     that fails.
     """
-    for name, text in (("prompt", prompt), ("system", system or "")):
-        _check_text(name, text)
+    texts = [part for turn in turns for part in turn.parts if part is not None]
+    for text in texts:
+        _check_text("prompt", text)
     special_ids = special_token_ids(tokenizer, image_pad_id)
     special = re.compile("|".join(re.escape(token) for token in sorted(special_ids, key=len, reverse=True)))
-    if not special_ids or not special.search(prompt + "\n" + (system or "")):
-        rendered = _render(tokenizer, prompt, pictures, system)
+    if not special_ids or not special.search("\n".join(texts)):
+        rendered = _render(tokenizer, turns)
         return tokenizer(rendered, add_special_tokens=False, verbose=False)["input_ids"]
 
     # The template must not see the user's special tokens: it renders marks, undone in its plain parts.
-    mark = _unused_character(prompt + (system or "") + str(tokenizer.chat_template))
+    mark = _unused_character("".join(texts) + str(tokenizer.chat_template))
     tokens = list(special_ids)
 
-    def hide(text: str) -> str:
-        return special.sub(lambda found: f"{mark}{tokens.index(found[0])}{mark}", text)
+    def hide(text: str | None) -> str | None:
+        return text and special.sub(lambda found: f"{mark}{tokens.index(found[0])}{mark}", text)
 
     def restore(text: str) -> str:
         return re.sub(f"{mark}(\\d+){mark}", lambda found: tokens[int(found[1])], text)
 
-    rendered = _render(tokenizer, hide(prompt), pictures, None if system is None else hide(system))
+    hidden = [Turn(turn.role, tuple(map(hide, turn.parts))) for turn in turns]
+    rendered = _render(tokenizer, hidden)
     ids, end = [], 0
     for found in special.finditer(rendered):
         ids += plain_ids(tokenizer, restore(rendered[end : found.start()]))
@@ -78,7 +104,7 @@ def _unused_character(text: str) -> str:
     return next(character for character in map(chr, range(0xF0000, 0x10FFFE)) if character not in text)
 
 
-def _render(tokenizer: PreTrainedTokenizerFast, prompt: str, pictures: int, system: str | None) -> str:
+def _render(tokenizer: PreTrainedTokenizerFast, turns: Sequence[Turn]) -> str:
     if not tokenizer.chat_template:
         raise CheckpointError(
             "the checkpoint has no chat template; allowed: chat_template.jinja,"
@@ -86,16 +112,14 @@ def _render(tokenizer: PreTrainedTokenizerFast, prompt: str, pictures: int, syst
         )
     as_text = _takes_text(tokenizer)
 
-    def content(text: str, pictures: int = 0) -> str | list[dict]:
-        if as_text and not pictures:
-            return text
-        return [{"type": "image"}] * pictures + [{"type": "text", "text": text}]
+    def content(parts: Sequence[str | None]) -> str | list[dict]:
+        texts = [part for part in parts if part is not None]
+        if as_text and len(texts) == len(parts):
+            return "".join(texts)
+        return [{"type": "image"} if part is None else {"type": "text", "text": part} for part in parts]
 
-    messages = [{"role": "user", "content": content(prompt, pictures)}]
-    if system is not None:
-        messages = [{"role": "system", "content": content(system)}, *messages]
     try:
-        return _apply(tokenizer, messages)
+        return _apply(tokenizer, [{"role": turn.role, "content": content(turn.parts)} for turn in turns])
     except _TEMPLATE_ERRORS as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise CheckpointError(f"the checkpoint's chat template fails: {reason}") from None

@@ -9,7 +9,7 @@ from jaxtyping import Array, Int32
 from PIL import Image
 
 from models.decoder import VisionEmbeddings
-from models.errors import CheckpointError, InputError
+from models.errors import CheckpointError, InputError, PromptTooLongError
 from models.model import Model
 from models.processor import Processor
 from models.vision import encode_vision
@@ -73,12 +73,7 @@ def prepare_inputs(
             pictures=len(row_pictures),
             system=system,
         )
-        fillings = [
-            _slot_tokens(source, picture, processor, model.image_pad_id)
-            for source, picture in zip(row_sources, row_pictures, strict=True)
-        ]
-        rows.append(_fill(ids, fillings, model.image_pad_id))
-        _check_length(rows[-1], model)
+        rows.append(with_picture_tokens(model, processor, ids, row_pictures, row_sources))
     pixel_values, grid_thw = processor.images.preprocess([p for row in pictures for p in row])
     tokens, mask = _pad(rows, processor.pad_id)
     return VLMInputs(
@@ -88,6 +83,29 @@ def prepare_inputs(
         image_pad_id=model.image_pad_id,
         attention_mask=mask,
     )
+
+
+def with_picture_tokens(
+    model: Model,
+    processor: Processor,
+    ids: list[int],
+    pictures: Sequence[Image.Image],
+    sources: Sequence[Picture] | None = None,
+) -> Int32[np.ndarray, " T"]:
+    """A chat's ids with all the tokens that its pictures need, each in the place of one `image_pad_id`.
+
+    Args:
+        sources: what messages call the pictures.
+
+    Raises:
+        InputError: a picture that cannot be used, or more tokens than fit the model's context.
+        CheckpointError: the ids have not one slot for each picture.
+    """
+    named = zip(pictures if sources is None else sources, pictures, strict=True)
+    fillings = [_slot_tokens(source, picture, processor, model.image_pad_id) for source, picture in named]
+    tokens = _fill(ids, fillings, model.image_pad_id)
+    _check_length(tokens, model)
+    return tokens
 
 
 def _rows(images: Any, prompt: Any) -> tuple[list[str], list[list[Picture]]]:
@@ -138,7 +156,7 @@ def _fill(ids: list[int], fillings: list[np.ndarray], image_pad_id: int) -> Int3
 def _check_length(tokens: np.ndarray, model: Model) -> None:
     context, in_pictures = model.context_length, (tokens == model.image_pad_id).sum()
     if len(tokens) >= context:
-        raise InputError(
+        raise PromptTooLongError(
             f"the prompt has {len(tokens)} tokens, {in_pictures} of them for pictures;"
             f" allowed: up to {context - 1}, one less than {context}, the model's context"
         )

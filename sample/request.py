@@ -81,7 +81,7 @@ def make_request(
     else:
         configs = _check_stream(model, rows, configs, stream, tokenizer)
     padding = bucket(len(rows), 1) - len(rows)
-    prompt = _prompt(model, grid_thw, rows, padding, bucket(max(map(len, rows)), _SHORTEST_PROMPT))
+    prompt = padded_prompt(model, grid_thw, rows, padding, bucket(max(map(len, rows)), _SHORTEST_PROMPT))
     image_tokens = int((prompt.vision_rows >= 0).sum())
     _check_vision(model, inputs.vision, image_tokens)
     plan = None
@@ -223,7 +223,14 @@ def _check_room(model: Model, rows: list[np.ndarray], configs: list[SamplingConf
             )
 
 
-def _prompt(model: Model, grid_thw: np.ndarray, rows: list[np.ndarray], padding: int, width: int) -> Prompt:
+def padded_prompt(
+    model: Model, grid_thw: np.ndarray, rows: list[np.ndarray], padding: int, width: int
+) -> Prompt:
+    """Token rows, and `padding` rows of one token behind them, in rows of `width`; pictures in order.
+
+    Raises:
+        InputError: the picture tokens do not match `grid_thw`.
+    """
     rows = rows + [np.zeros(1, np.int32)] * padding
     tokens = np.zeros((len(rows), width), np.int32)
     for row, ids in zip(tokens, rows, strict=True):

@@ -26,6 +26,7 @@ from sample.loops import LONGEST_PATTERN, History, pushed, repeated_pattern
 
 # How a row stands. EXHAUSTED: no token was left to draw, so none was.
 RUNNING, STOPPED, OUT_OF_LENGTH, REPEATING, EXHAUSTED = range(5)
+HostOrDevice = Array | np.ndarray
 _FIXED = 4  # columns of a packed row before its alternatives
 
 
@@ -113,28 +114,82 @@ def prefill(
     return draw_next(model, params, state, last_of(hidden, state.length), sampling, top)
 
 
+@partial(jax.jit, static_argnames=("model", "top"), donate_argnames="state")
+def prefill_chunk(
+    model: Model,
+    params: Any,
+    state: DecodeState,
+    chunk: Prompt,
+    vision: VisionEmbeddings | None,
+    sampling: SamplingParams,
+    last: Bool[HostOrDevice, "B"],
+    *,
+    top: int,
+) -> tuple[DecodeState, Int[Array, "B packed"]]:
+    """Feed the next tokens of prompts, behind those that the cache holds: a `prefill` in several programs.
+
+    The host has set all of the state but cache and length. Of a padded chunk, `length` + its width must not
+    pass the slots.
+
+    Args:
+        chunk: right-padded; its `deltas` are not read.
+        last: rows whose prompt ends here: they draw their first token.
+
+    Returns:
+        The state, and the packed `StepOutput` of the rows that drew.
+    """
+    hidden, cache = model.call(
+        "forward",
+        params,
+        jnp.asarray(chunk.tokens),
+        jnp.asarray(chunk.positions),
+        state.length,
+        state.cache,
+        vision,
+        None,
+        jnp.asarray(chunk.vision_rows),
+    )
+    lengths = jnp.asarray(chunk.lengths)
+    state = state._replace(cache=cache, length=state.length + lengths)
+    return draw_next(model, params, state, last_of(hidden, lengths), sampling, top, last)
+
+
 def last_of(hidden: Float[Array, "B T D"], lengths: Int[Array, "B"]) -> Float[Array, "B D"]:
     """Each row's last token of a right-padded batch."""
     return jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
 
 
 def _step(
-    model: Model, params: Any, state: DecodeState, sampling: SamplingParams, top: int
+    model: Model,
+    params: Any,
+    state: DecodeState,
+    sampling: SamplingParams,
+    top: int,
+    live: Bool[HostOrDevice, "B"] | None = None,
 ) -> tuple[DecodeState, Int[Array, "B packed"]]:
     B = state.token.shape[0]
     positions = jnp.broadcast_to((state.length + state.delta)[:, None], (model.position_axes, B, 1))
     hidden, cache = model.call("forward", params, state.token[:, None], positions, state.length, state.cache)
-    running = state.status == RUNNING
-    state = state._replace(cache=cache, length=state.length + running)
-    return draw_next(model, params, state, hidden[:, 0], sampling, top)
+    state = state._replace(cache=cache, length=state.length + _running(state, live))
+    return draw_next(model, params, state, hidden[:, 0], sampling, top, live)
 
 
 @partial(jax.jit, static_argnames=("model", "top"), donate_argnames="state")
 def decode_step(
-    model: Model, params: Any, state: DecodeState, sampling: SamplingParams, *, top: int
+    model: Model,
+    params: Any,
+    state: DecodeState,
+    sampling: SamplingParams,
+    live: Bool[HostOrDevice, "B"] | None = None,
+    *,
+    top: int,
 ) -> tuple[DecodeState, Int[Array, "B packed"]]:
-    """Feed each running row's last token and draw the next. Rows that have ended stay as they are."""
-    return _step(model, params, state, sampling, top)
+    """Feed each running row's last token and draw the next. Rows that have ended stay as they are.
+
+    Args:
+        live: rows that take this step; the others stay as they are, too. Without it, all do.
+    """
+    return _step(model, params, state, sampling, top, live)
 
 
 @partial(jax.jit, static_argnames=("model", "steps", "top"), donate_argnames="state")
@@ -178,6 +233,7 @@ def draw_next(
     hidden: Float[Array, "B D"],
     sampling: SamplingParams,
     top: int,
+    live: Bool[HostOrDevice, "B"] | None = None,
 ) -> tuple[DecodeState, Int[Array, "B packed"]]:
     """Each running row's next token from its last hidden state, and how the row stands with it."""
     logits = model.call("head", params, hidden)
@@ -185,7 +241,7 @@ def draw_next(
     processed = process_logits(allowed, sampling, state.in_prompt, state.drawn)
     token = draw(jax.vmap(jax.random.fold_in)(state.key, state.count), processed, sampling)
     logprob = log_probabilities(logits, processed, token, sampling, top)
-    running = state.status == RUNNING
+    running = _running(state, live)
     drawing = running & ~exhausted
     count = state.count + drawing
     history = pushed(state.history, token, drawing)
@@ -199,6 +255,11 @@ def draw_next(
         history=history,
     )
     return state, _pack(state, logprob)
+
+
+def _running(state: DecodeState, live: Bool[HostOrDevice, "B"] | None) -> Bool[Array, "B"]:
+    running = state.status == RUNNING
+    return running if live is None else running & live
 
 
 def _status(

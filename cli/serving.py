@@ -1,0 +1,143 @@
+"""From the server's settings to what `serve` takes."""
+
+import contextlib
+import importlib.util
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cli.typed import UsageError, shorten
+from conf.serve import RegistrySettings, ServerSettings, ServeSettings
+
+if TYPE_CHECKING:
+    from serve.adaptive_limit import LimitConfig
+    from serve.hub import HubConfig
+    from serve.stream_rules import StreamRules
+
+_ADAPTIVE = "stream_registry.adaptive_limits"
+
+
+def hub_config(settings: ServerSettings) -> "HubConfig":
+    """What the server lets its clients do.
+
+    Raises:
+        SettingsError: values that do not fit together.
+    """
+    from serve.engine_config import EngineConfig  # noqa: PLC0415  (imports JAX)
+    from serve.hub import HubConfig  # noqa: PLC0415
+    from serve.prepare import RequestLimits  # noqa: PLC0415
+
+    given, registry = settings.serve, settings.stream_registry
+    with _named("serve"):
+        engine = EngineConfig(
+            rows=tuple(given.rows),
+            context=given.context,
+            chunks=tuple(given.chunks),
+            waiting=given.waiting,
+            picture_bytes=given.picture_cache_mb * 2**20,
+        )
+    rules, streams = _rules(given, registry), _streams(registry)
+    with _named("limits"):
+        limits = RequestLimits(**vars(settings.limits))
+    with _named(_ADAPTIVE):
+        return HubConfig(
+            name=Path(settings.model.name).name,
+            engine=engine,
+            rules=rules,
+            limits=limits,
+            streams=streams,
+            heartbeat=given.heartbeat_ms / 1e3,
+            retained=registry.cleanup_interval_ms / 1e3,
+        )
+
+
+def check_installed() -> None:
+    """Raises UsageError where what only the server needs is missing."""
+    for name in ("blake3", "httptools", "msgspec", "starlette", "uvicorn", "uvloop"):
+        if importlib.util.find_spec(name) is None:
+            raise UsageError(f"the server needs {name}; uv sync --extra serve installs it")
+
+
+def listening_socket(settings: ServeSettings) -> socket.socket:
+    """On the address; who connects is answered as soon as the server runs.
+
+    Raises:
+        UsageError: the address is not to be had.
+    """
+    try:
+        family, *_, address = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family)
+    except (OSError, UnicodeError) as error:
+        raise UsageError(f"serve.host: {shorten(settings.host)}: {_reason(error)}") from None
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    # What waits in the kernel looks delivered: a small buffer shows early that a reader has stopped.
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2**16)
+    try:
+        listener.bind(address)
+        listener.listen(2048)
+    except OSError as error:
+        listener.close()
+        raise UsageError(
+            f"serve.port: {settings.port} on {shorten(settings.host)}: {_reason(error)}"
+        ) from None
+    return listener
+
+
+def url(listener: socket.socket) -> str:
+    """Where a browser finds it."""
+    host, port = listener.getsockname()[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def _rules(given: ServeSettings, registry: RegistrySettings) -> "StreamRules":
+    from serve.stream_rules import StreamRules  # noqa: PLC0415
+
+    flow = registry.backpressure
+    window, ring = flow.max_unacked_chunks, given.resume_events
+    if not flow.enabled:  # as many as an answer can have
+        window, ring = given.context, given.context + 4
+    with _named("stream_registry.backpressure"):
+        return StreamRules(
+            max_unacked_chunks=window,
+            ack_timeout=flow.ack_timeout_ms / 1e3,
+            slow_consumer=flow.slow_consumer_threshold_ms / 1e3,
+            ring=ring,
+            grace=given.resume_window_ms / 1e3,
+            deadline=registry.default_timeout_ms / 1e3,
+        )
+
+
+def _streams(registry: RegistrySettings) -> "LimitConfig":
+    from serve.adaptive_limit import LimitConfig  # noqa: PLC0415
+
+    given = registry.adaptive_limits
+    with _named(_ADAPTIVE):
+        return LimitConfig(
+            enabled=given.enabled,
+            min_streams=given.min_streams,
+            max_streams=given.max_streams,
+            initial=registry.max_active_streams,
+            target_ttft=given.target_ttft_ms / 1e3,
+            target_queue=given.target_latency_ms / 1e3,
+            interval=given.adjustment_interval_ms / 1e3,
+            scale_up=given.scale_up_threshold,
+            scale_down=given.scale_down_threshold,
+        )
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
+
+
+@contextlib.contextmanager
+def _named(group: str) -> Iterator[None]:
+    """Errors name the settings as the command line does."""
+    from models import SettingsError  # noqa: PLC0415
+
+    try:
+        yield
+    except SettingsError as error:
+        name, colon, rest = str(error).partition(":")
+        path = {"ring": "serve.resume_events"}.get(name, f"{group}.{name}")
+        raise SettingsError(f"{path}{colon}{rest}") from None

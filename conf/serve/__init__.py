@@ -1,0 +1,140 @@
+"""The settings of `run_server.py`."""
+# ruff: noqa: RUF009  (the functions called in the dataclasses return fields)
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from conf.schema import ModelSettings, Range, Schema, number, setting, typed
+
+_MILLISECONDS = Range(1, 86_400_000)
+
+
+@dataclass
+class ServeSettings:
+    host: str = typed("127.0.0.1", "where to listen; 0.0.0.0 is every network", "an address or a host's name")
+    port: int = number(8000, "where to listen; 0: any free port", "an integer", Range(0, 65535))
+    rows: list[int] = number(
+        [1, 4, 16, 32, 50],
+        "sizes of the batch, ascending; the last is how many streams run at once",
+        "a list [a,b] of integers",
+        Range(1, 4096),
+    )
+    context: int = number(
+        2048,
+        "prompt and answer of one stream together, in tokens",
+        "an integer",
+        Range(2, 2**31 - 1),
+        "and the model's own context",
+    )
+    chunks: list[int] = number(
+        [32, 128],
+        "sizes of the pieces in which prompts are fed, ascending, in tokens",
+        "a list [a,b] of integers",
+        Range(1, 65536),
+    )
+    waiting: int = number(64, "streams that may wait for a row", "an integer", Range(0, 100_000))
+    picture_cache_mb: int = number(
+        256, "memory for pictures that were seen, in MiB", "an integer", Range(0, 2**20)
+    )
+    heartbeat_ms: int = number(
+        10_000, "a silent stream says that it lives as often as this", "an integer", _MILLISECONDS
+    )
+    resume_window_ms: int = number(
+        5000, "how long a stream goes on that nobody reads", "an integer", _MILLISECONDS
+    )
+    resume_events: int = number(256, "events kept for readers that come back", "an integer", Range(5, 2**20))
+    drain_timeout_ms: int = number(
+        30_000, "how long running streams may take when the server stops", "an integer", Range(0, 86_400_000)
+    )
+
+
+@dataclass
+class LimitSettings:
+    """Of one request."""
+
+    body_bytes: int = number(32 * 2**20, "of the body", "an integer", Range(1, 2**40))
+    messages: int = number(256, "of the conversation", "an integer", Range(1, 2**20))
+    pictures: int = number(8, "in all messages", "an integer", Range(0, 4096))
+    picture_bytes: int = number(16 * 2**20, "of one picture's file", "an integer", Range(1, 2**40))
+    picture_pixels: int = number(50_000_000, "of one decoded picture", "an integer", Range(1, 2**40))
+    stop_strings: int = number(4, "that end an answer", "an integer", Range(0, 4096))
+    stop_length: int = number(256, "of one of them, in characters", "an integer", Range(1, 2**20))
+
+
+@dataclass
+class BackpressureSettings:
+    enabled: bool = setting(True, "a stream whose reader is slow waits for it", "true or false")
+    max_unacked_chunks: int = number(
+        100, "chunks on their way to a reader; then the stream takes no step", "an integer", Range(1, 2**20)
+    )
+    ack_timeout_ms: int = number(
+        5000, "how long it waits before it is cancelled", "an integer", _MILLISECONDS
+    )
+    slow_consumer_threshold_ms: int = number(
+        1000, "a chunk on its way for longer makes its reader a slow one", "an integer", _MILLISECONDS
+    )
+
+
+@dataclass
+class AdaptiveSettings:
+    enabled: bool = setting(
+        True, "the limit of streams follows the load", "true or false: always max_streams"
+    )
+    min_streams: int = number(5, "the lowest limit", "an integer", Range(1, 4096))
+    max_streams: int = number(
+        50, "the highest limit", "an integer", Range(1, 4096), "and the largest of serve.rows"
+    )
+    target_ttft_ms: int = number(
+        1000,
+        "a first token that takes longer, from the beginning of its prompt, lowers the limit",
+        "an integer",
+        _MILLISECONDS,
+    )
+    target_latency_ms: int = number(
+        100, "a longer time in the queue raises the limit", "an integer", _MILLISECONDS
+    )
+    adjustment_interval_ms: int = number(5000, "between two adjustments", "an integer", _MILLISECONDS)
+    scale_up_threshold: float = number(
+        0.8, "the share of the limit in use above which it rises", "a number", Range(0, 1)
+    )
+    scale_down_threshold: float = number(0.3, "the share below which it falls", "a number", Range(0, 1))
+
+
+@dataclass
+class RegistrySettings:
+    default_timeout_ms: int = number(
+        300_000, "the longest that a stream may take, from its request", "an integer", _MILLISECONDS
+    )
+    cleanup_interval_ms: int = number(
+        60_000, "how long an ended stream can be read again", "an integer", _MILLISECONDS
+    )
+    max_active_streams: int = number(10, "the limit at the start", "an integer", Range(1, 4096))
+    adaptive_limits: AdaptiveSettings = field(default_factory=AdaptiveSettings)
+    backpressure: BackpressureSettings = field(default_factory=BackpressureSettings)
+
+
+@dataclass
+class ServerSettings:
+    defaults: list[Any] = field(default_factory=lambda: ["_self_", {"env": "base"}])
+    model: ModelSettings = field(default_factory=ModelSettings)
+    serve: ServeSettings = field(default_factory=ServeSettings)
+    limits: LimitSettings = field(default_factory=LimitSettings)
+    stream_registry: RegistrySettings = field(default_factory=RegistrySettings)
+
+
+_ENVIRONMENTS: dict[str, dict[str, Any]] = {
+    "base": {},
+    "production": {
+        "serve": {"rows": [1, 4, 16, 32, 50, 100], "resume_events": 512},
+        "stream_registry": {
+            "adaptive_limits": {"max_streams": 100},
+            "backpressure": {"max_unacked_chunks": 200},
+        },
+    },
+    "development": {
+        "stream_registry": {"adaptive_limits": {"max_streams": 20, "adjustment_interval_ms": 1000}}
+    },
+    "test": {"stream_registry": {"adaptive_limits": {"enabled": False}, "backpressure": {"enabled": False}}},
+}
+
+SERVER = Schema("server_settings", ServerSettings, {"env": _ENVIRONMENTS}, whole=("env",))

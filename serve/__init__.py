@@ -1,0 +1,1 @@
+"""Many streams over one decode step, and the server around them."""

@@ -1,0 +1,154 @@
+"""The HTTP application: routes, and what each answers."""
+
+import asyncio
+from typing import Any
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from models.errors import SettingsError
+from serve.chat_frames import ChatWords, chat_frames, failure
+from serve.chat_request import ChatRequest, StreamRequest, parse
+from serve.chunks import ChunkConfig
+from serve.events import Delta, End, Error
+from serve.hub import Hub, Live
+from serve.problems import Problem
+from serve.sse import EventStreamResponse, disconnected, event_frames
+from serve.stream import MovedOnError
+
+_ANYBODY = ""  # the owner of streams where there are no keys
+
+
+def make_app(hub: Hub) -> Starlette:
+    """The server over a hub that is started or being started."""
+    api = Api(hub)
+    routes = [
+        Route("/v1/chat/completions", api.chat, methods=["POST"]),
+        Route("/v1/stream", api.stream, methods=["POST"]),
+        Route("/v1/stream/{id}", api.cancel, methods=["DELETE"]),
+        Route("/v1/models", api.models),
+        Route("/health", api.health),
+        Route("/ready", api.ready),
+    ]
+    return Starlette(routes=routes, exception_handlers={Problem: _answer_problem})
+
+
+class Api:
+    """The routes' handlers."""
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+
+    async def chat(self, request: Request) -> Response:
+        """OpenAI's chat completions."""
+        body = parse(await self._body(request), ChatRequest)
+        live = await self._hub.open(body, _ANYBODY)
+        options = body.stream_options
+        words = ChatWords(self._hub, live.stream.start, options is not None and options.include_usage)
+        ticket = live.stream.attach()
+        if body.stream:
+            return EventStreamResponse(chat_frames(self._hub, live, ticket, words))
+        return await self._whole(request, live, ticket, words)
+
+    async def stream(self, request: Request) -> Response:
+        """Saccade's own events: a new stream, or the rest of one, as `Last-Event-ID` says."""
+        last = request.headers.get("last-event-id")
+        if last is not None:
+            live, after = self._resumed(last)
+        else:
+            body = parse(await self._body(request), StreamRequest)
+            live, after = await self._hub.open(body, _ANYBODY, _chunks(body)), 0
+        try:
+            ticket = live.stream.attach(after)
+        except MovedOnError as error:
+            raise Problem(410, "moved_on", str(error)) from None
+        frames = event_frames(self._hub, live, ticket, after)
+        return EventStreamResponse(frames, {"X-Stream-Id": live.id})
+
+    async def cancel(self, request: Request) -> Response:
+        """End a stream; its readers are told so."""
+        self._hub.find(request.path_params["id"], _ANYBODY).stream.cancel()
+        return Response(status_code=204)
+
+    async def models(self, request: Request) -> Response:
+        """The one model."""
+        config = self._hub.config
+        model = {
+            "id": config.name,
+            "object": "model",
+            "created": self._hub.created,
+            "owned_by": "saccade",
+            "max_model_len": self._hub.context,
+        }
+        return _json({"object": "list", "data": [model]})
+
+    async def health(self, request: Request) -> Response:
+        """That the process lives, and its figures."""
+        hub = self._hub
+        figures = {"activeStreams": hub.active, "maxStreams": hub.limit.limit, "uptime": hub.uptime}
+        return _json({"status": "ok"} | figures | hub.engine.figures._asdict())
+
+    async def ready(self, request: Request) -> Response:
+        """Whether streams may come."""
+        return _json({"ready": self._hub.ready}, 200 if self._hub.ready else 503)
+
+    async def _body(self, request: Request) -> bytes:
+        allowed, body = self._hub.config.limits.body_bytes, bytearray()
+        async for part in request.stream():
+            body += part
+            if len(body) > allowed:
+                raise Problem(413, "limit_exceeded", f"body: allowed: up to {allowed} bytes")
+        return bytes(body)
+
+    def _resumed(self, last: str) -> tuple[Live, int]:
+        stream_id, _, number = last.rpartition(".")
+        if not number.isascii() or not number.isdigit() or len(number) > 18:
+            raise Problem(400, "invalid_value", "Last-Event-ID: allowed: STREAM.NUMBER")
+        live = self._hub.find(stream_id, _ANYBODY)
+        if not live.resumable:
+            raise Problem(404, "stream_not_found", "no such stream")
+        return live, int(number)
+
+    async def _whole(self, request: Request, live: Live, ticket: int, words: ChatWords) -> Response:
+        gone = asyncio.create_task(disconnected(request.receive))
+        collecting = asyncio.create_task(self._collect(live, ticket))
+        try:
+            await asyncio.wait({gone, collecting}, return_when=asyncio.FIRST_COMPLETED)
+            if not collecting.done():
+                return Response(status_code=499)  # nobody reads it
+            deltas, end = collecting.result()
+        finally:
+            live.stream.cancel("disconnect")
+            for task in (gone, collecting):
+                task.cancel()
+        if isinstance(end, Error) or end.finish_reason == "cancelled":
+            return _json(failure(end), 500)
+        return _json(words.whole(deltas, end))
+
+    async def _collect(self, live: Live, ticket: int) -> tuple[list[Delta], End | Error]:
+        deltas: list[Delta] = []
+        async for events in self._hub.read(live, ticket):
+            deltas += [event.data for event in events if isinstance(event.data, Delta)]
+            live.stream.drained(events[-1].id or 0)
+        end = live.stream.end
+        assert end is not None  # or the reader would not have come to its end
+        return deltas, end
+
+
+def _chunks(body: StreamRequest) -> ChunkConfig:
+    try:
+        return ChunkConfig(body.granularity, body.chunk_tokens, body.chunk_seconds)
+    except SettingsError as error:
+        raise Problem(400, "invalid_value", str(error)) from None
+
+
+def _json(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(msgspec.json.encode(content), status, headers, "application/json")
+
+
+async def _answer_problem(_: Request, problem: Exception) -> Response:
+    assert isinstance(problem, Problem)
+    return _json(problem.body, problem.status, problem.headers)

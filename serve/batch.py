@@ -1,0 +1,121 @@
+"""The running streams: which row each one has, and the step over all of them."""
+
+import logging
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Array
+
+from sample.config import SamplingConfig
+from sample.step import decode_step, unpack
+from serve.job import Job
+from serve.prefill import Device, first_row
+from serve.prompt import PreparedPrompt
+from serve.rows import Rows, insert, resized, vacate
+
+_log = logging.getLogger(__name__)
+_PATIENCE = 64  # steps with too many rows before they are made fewer
+
+
+class Output(NamedTuple):
+    """What the device works on, and whose it is: (row, job). `of_step`: not of a prompt's last chunk."""
+
+    packed: Array
+    owners: list[tuple[int, Job]]
+    of_step: bool = True
+
+    def deliver(self) -> None:
+        """Wait for it, and hand the tokens over. A job whose text fails ends alone.
+
+        Raises:
+            RuntimeError: the device failed.
+        """
+        output = unpack(np.asarray(self.packed))
+        for row, job in self.owners:
+            try:
+                job.deliver(output, row)
+            except Exception:  # a tokenizer's or a consumer's: whatever it is, it is this stream's alone
+                _log.exception("a token could not be handed over")
+                job.fail("text_failed")
+
+
+class Batch:
+    """Rows in one of a few sizes. Of one thread: the one that owns the device."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._sizes = device.config.rows
+        self._empty = first_row(
+            device, PreparedPrompt(np.zeros(1, np.int32)), SamplingConfig(seed=0, max_new_tokens=1)
+        )[1]
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget all rows; what the device had of them is gone."""
+        self._rows = self._resized(self._empty, [], self._sizes[0])
+        self._jobs: list[Job | None] = [None] * self._sizes[0]
+        self._too_large = 0
+
+    def release(self) -> None:
+        """Let go of the device's memory; nothing else may follow."""
+        self._jobs = []
+        del self._rows, self._empty
+
+    @property
+    def jobs(self) -> list[Job]:
+        """The streams that have a row."""
+        return [job for job in self._jobs if job is not None]
+
+    @property
+    def full(self) -> bool:
+        """Whether no further stream can join."""
+        return len(self.jobs) == self._sizes[-1]
+
+    @property
+    def rows(self) -> int:
+        """How many rows a step computes, taken or not."""
+        return len(self._jobs)
+
+    def add(self, job: Job, row: Rows) -> int:
+        """Give a job a row, filled as `row` is; returns which."""
+        if None not in self._jobs:
+            self._resize(self._sizes[self._sizes.index(self.rows) + 1])
+        index = self._jobs.index(None)
+        self._rows = insert(self._rows, row, np.int32(index))
+        self._jobs[index] = job
+        return index
+
+    def drop_ended(self) -> None:
+        """Free the rows of streams that are over, and give up rows that were not needed for a while."""
+        for index, job in enumerate(self._jobs):
+            if job is not None and job.over:
+                self._rows = vacate(self._rows, np.int32(index))
+                self._jobs[index] = None
+        smaller = self._sizes[max(self._sizes.index(self.rows) - 1, 0)]
+        self._too_large = self._too_large + 1 if len(self.jobs) <= smaller < self.rows else 0
+        if self._too_large > _PATIENCE:
+            self._resize(smaller)
+
+    def step(self) -> Output | None:
+        """Dispatch the next token of all rows that may have one; None where none may."""
+        owners = [(row, job) for row, job in enumerate(self._jobs) if job is not None and job.may_step]
+        if not owners:
+            return None
+        live = np.zeros(self.rows, bool)
+        live[[row for row, _ in owners]] = True
+        model, params = self._device.model, self._device.params
+        top = self._device.top(any(job.config.top_logprobs for _, job in owners))
+        state, packed = decode_step(model, params, *self._rows, live, top=top)
+        self._rows = self._rows._replace(state=state)
+        for _, job in owners:
+            job.dispatched()
+        return Output(packed, owners)
+
+    def _resize(self, size: int) -> None:
+        taken = [row for row, job in enumerate(self._jobs) if job is not None]
+        self._rows = self._resized(self._rows, taken, size)
+        self._jobs = [self._jobs[row] for row in taken] + [None] * (size - len(taken))
+        self._too_large = 0
+
+    def _resized(self, rows: Rows, taken: list[int], size: int) -> Rows:
+        return resized(rows, np.array(taken + [rows.count] * (size - len(taken)), np.int32))

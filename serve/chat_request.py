@@ -1,0 +1,142 @@
+"""The body of a request, as OpenAI has it, with Saccade's own sampling settings beside."""
+
+import secrets
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+from msgspec import Meta, Struct
+
+from serve.chunks import Granularity
+from serve.problems import Problem
+
+T = TypeVar("T")
+
+
+class ImageUrl(Struct, forbid_unknown_fields=True):
+    url: str
+    detail: Literal["auto", "low", "high"] | None = None  # pictures have one size here
+
+
+class TextPart(Struct, forbid_unknown_fields=True, tag="text", tag_field="type"):
+    text: str
+
+
+class ImagePart(Struct, forbid_unknown_fields=True, tag="image_url", tag_field="type"):
+    image_url: ImageUrl
+
+
+class Message(Struct, forbid_unknown_fields=True):
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[TextPart | ImagePart]
+    name: str | None = None  # accepted and not used
+
+
+class StreamOptions(Struct, forbid_unknown_fields=True):
+    include_usage: bool = False
+    include_obfuscation: bool = False  # accepted and not used
+
+
+class ResponseFormat(Struct, forbid_unknown_fields=True):
+    type: Literal["text"]
+
+
+class ChatRequest(Struct, forbid_unknown_fields=True, kw_only=True):
+    """`POST /v1/chat/completions`. What it does not name is refused, never dropped silently."""
+
+    messages: Annotated[list[Message], Meta(min_length=1)]
+    model: str | None = None
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    stop: str | list[str] | None = None
+    n: int | None = None
+    seed: int | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    max_completion_tokens: int | None = None
+    max_tokens: int | None = None  # its older name
+    logit_bias: dict[str, float] | None = None
+    response_format: ResponseFormat | None = None
+    user: str | None = None  # accepted and not used, as the next two
+    metadata: dict[str, str] | None = None
+    store: bool | None = None
+    # Not OpenAI's: `extra_body` of its client.
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    no_repeat_ngram_size: int | None = None
+    max_pattern_repeats: int | None = None
+
+    def sampling(self) -> dict[str, Any]:
+        """What of it is about sampling, by the names of `SamplingConfig`; without a seed, a random one."""
+        given = {
+            name: getattr(self, name)
+            for name in (
+                "temperature",
+                "top_p",
+                "top_k",
+                "min_p",
+                "repetition_penalty",
+                "presence_penalty",
+                "frequency_penalty",
+                "no_repeat_ngram_size",
+                "max_pattern_repeats",
+            )
+        }
+        given["max_new_tokens"] = (
+            self.max_tokens if self.max_completion_tokens is None else (self.max_completion_tokens)
+        )
+        given["stop"] = self.stop or ()
+        given["seed"] = secrets.randbits(32) if self.seed is None else self.seed
+        given["top_logprobs"] = self.top_logprobs
+        given["logit_bias"] = self._bias()
+        return {name: value for name, value in given.items() if value is not None}
+
+    def check(self) -> None:
+        """What no field can say alone.
+
+        Raises:
+            Problem: more than one choice, or alternatives without log-probabilities.
+        """
+        if self.n not in (None, 1):
+            raise Problem(400, "invalid_value", f"n: got {self.n}; allowed: 1", param="n")
+        if self.top_logprobs and not self.logprobs:
+            raise Problem(
+                400, "invalid_value", "top_logprobs: allowed where logprobs is true", param="top_logprobs"
+            )
+
+    def _bias(self) -> dict[int, float]:
+        try:
+            return {int(token): bias for token, bias in (self.logit_bias or {}).items()}
+        except ValueError:
+            raise Problem(
+                400, "invalid_value", "logit_bias: allowed: token ids as keys", param="logit_bias"
+            ) from None
+
+
+class StreamRequest(ChatRequest, kw_only=True):
+    """`POST /v1/stream`: the same, and how tokens are joined to deltas."""
+
+    granularity: Granularity = "token"
+    chunk_tokens: int = 8
+    chunk_seconds: float = 0.1
+
+
+def parse(body: bytes, kind: type[T]) -> T:
+    """The request in a body.
+
+    Raises:
+        Problem: it is no JSON, or not of this kind.
+    """
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except msgspec.ValidationError as error:
+        what, _, where = str(error).partition(" - at ")
+        path = where.strip("`").removeprefix("$").lstrip(".")
+        param = path or None
+        raise Problem(400, "invalid_value", f"{path or 'body'}: {what}", param=param) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Problem(400, "invalid_json", f"body: no valid JSON ({str(error)[:200]})") from None

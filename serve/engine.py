@@ -1,0 +1,258 @@
+"""Many streams over the one step: rows join and leave between two steps, one step ahead of the host.
+
+One thread owns the device and calls the consumers; any thread may submit, wake and close.
+"""
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import NamedTuple
+
+from models.load import LoadedModel
+from sample.config import SamplingConfig
+from serve.batch import Batch, Output
+from serve.engine_config import EngineConfig
+from serve.job import Consumer, Job, check_job
+from serve.pictures import PictureCache
+from serve.prefill import Device, Prefill
+from serve.prompt import PreparedPrompt
+from serve.warm_up import warm_up
+
+_log = logging.getLogger(__name__)
+_FAILURES = 2  # of the step, with none that works in between, that end the engine
+
+
+class EngineBusyError(RuntimeError):
+    """As many streams wait as may wait."""
+
+
+class EngineDeadError(RuntimeError):
+    """The engine runs no more, or not yet."""
+
+
+class Figures(NamedTuple):
+    """The engine now; counts of streams, rows, bytes and pictures."""
+
+    running: int
+    waiting: int
+    rows: int
+    picture_bytes: int
+    picture_hits: int
+    picture_misses: int
+
+
+class Engine:
+    """Continuous batching over `decode_step`.
+
+    Args:
+        loaded: model, parameters and processor.
+        config: sizes; all programs are compiled by `start`, and none behind it but for pictures of new sizes.
+    """
+
+    def __init__(self, loaded: LoadedModel, config: EngineConfig | None = None) -> None:
+        self.config = config or EngineConfig()
+        self._loaded = loaded
+        self.limit = self.config.rows[-1]  # streams that may run at once; whoever lowers it ends none
+        self._delivered: Callable[[], None] = lambda: None
+        self._pictures = PictureCache(loaded.model, loaded.params, self.config.picture_bytes)
+        self._prefill: Prefill | None = None
+        self._ahead: list[Output] = []
+        self._failures = 0
+        self._inbox: deque[Job] = deque()
+        self._condition = threading.Condition()
+        self._woken = self._closing = False
+        self._ready = threading.Event()
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    @property
+    def alive(self) -> bool:
+        """Whether it takes streams: it has warmed up, and neither failed nor been closed."""
+        return self._ready.is_set() and self._thread.is_alive() and not self._closing and self._error is None
+
+    @property
+    def starting(self) -> bool:
+        """Whether it is still compiling."""
+        return not self._ready.is_set()
+
+    @property
+    def figures(self) -> Figures:
+        """From any thread."""
+        if not self._ready.is_set():
+            return Figures(0, 0, 0, 0, 0, 0)
+        pictures = self._pictures
+        return Figures(
+            running=len(self._batch.jobs),
+            waiting=len(self._inbox) + (self._prefill is not None),
+            rows=self._batch.rows,
+            picture_bytes=pictures.bytes,
+            picture_hits=pictures.hits,
+            picture_misses=pictures.misses,
+        )
+
+    def start(self, delivered: Callable[[], None] = lambda: None) -> None:
+        """Start the thread, and wait until all programs are compiled.
+
+        Args:
+            delivered: called in the engine's thread behind the tokens of a step, all together.
+
+        Raises:
+            EngineDeadError: they could not be.
+        """
+        self._delivered = delivered
+        self._thread.start()
+        self._ready.wait()
+        if self._error is not None:
+            raise EngineDeadError("the engine could not start") from self._error
+
+    def submit(self, prompt: PreparedPrompt, config: SamplingConfig, consumer: Consumer) -> None:
+        """Queue a stream; its consumer hears of all that follows.
+
+        Raises:
+            SettingsError: it asks for more than the engine's programs have room for, or has no seed.
+            EngineBusyError: as many streams wait as may wait.
+            EngineDeadError: the engine does not run.
+        """
+        check_job(self._loaded.model, self.config, prompt, config)
+        job = Job(prompt, config, consumer, self._loaded.processor.tokenizer)
+        with self._condition:
+            if not self.alive:
+                raise EngineDeadError("the engine does not run")
+            if len(self._inbox) >= self.config.waiting:
+                raise EngineBusyError(f"{len(self._inbox)} streams wait; allowed: {self.config.waiting}")
+            self._inbox.append(job)
+            self._wake()
+
+    def wake(self) -> None:
+        """A consumer has been closed, or may step again."""
+        with self._condition:
+            self._wake()
+
+    def close(self) -> None:
+        """End all streams with an error, and the thread."""
+        with self._condition:
+            self._closing = True
+            self._wake()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _wake(self) -> None:
+        self._woken = True
+        self._condition.notify()
+
+    def _run(self) -> None:
+        code = "engine_closed"
+        try:
+            self._device = Device.of(self._loaded.model, self._loaded.params, self.config)
+            self._batch = Batch(self._device)
+            warm_up(self._device, self._loaded)
+            self._ready.set()
+            while not self._closing:
+                if not self._turn():
+                    self._wait()
+        except Exception as error:  # whatever it is, the last that this thread does is to tell every stream
+            _log.exception("the engine has failed")
+            self._error, code = error, "engine_dead"
+        finally:
+            self._let_go(code)
+            self._ready.set()
+
+    def _wait(self) -> None:
+        with self._condition:
+            self._condition.wait_for(lambda: self._woken)
+            self._woken = False
+
+    def _turn(self) -> bool:
+        """One step of all rows and one piece of a prompt; the tokens of the turn before are handed over.
+
+        Returns:
+            Whether there is anything to do.
+        """
+        ahead, self._ahead = self._ahead, []
+        failure = None
+        try:
+            self._batch.drop_ended()
+            self._send(self._batch.step())
+            self._feed()
+        except RuntimeError as error:  # JAX's kind, for the device; the tokens before it are whole
+            failure = error
+        failure = self._hand_over(ahead) or failure
+        if failure is not None:
+            self._fail_running(failure)
+        self._delivered()
+        return bool(ahead or self._ahead or self._prefill or (self._inbox and self._has_room))
+
+    @property
+    def _has_room(self) -> bool:
+        return not self._batch.full and len(self._batch.jobs) < self.limit
+
+    def _send(self, output: Output | None) -> None:
+        if output is not None:
+            output.packed.copy_to_host_async()
+            self._ahead.append(output)
+
+    def _hand_over(self, outputs: list[Output]) -> RuntimeError | None:
+        try:
+            for output in outputs:
+                output.deliver()
+                self._failures = 0 if output.of_step else self._failures
+        except RuntimeError as error:
+            return error
+        return None
+
+    def _feed(self) -> None:
+        """One piece of the prompt that is being fed, or of the next one; at its end it gets its row."""
+        prefill, self._prefill = self._prefill or self._next_prefill(), None
+        if prefill is None or prefill.job.over:
+            return
+        try:
+            filled = prefill.advance()
+        except Exception:  # a picture's, a program's: nobody else's row has been touched
+            _log.exception("a prompt could not be fed")
+            prefill.job.fail("prefill_failed")
+            return
+        if filled is None:
+            self._prefill = prefill
+            return
+        row, packed = filled
+        prefill.job.dispatched()
+        self._batch.add(prefill.job, row)
+        self._send(Output(packed, [(0, prefill.job)], of_step=False))
+
+    def _next_prefill(self) -> Prefill | None:
+        with self._condition:
+            waiting = [job for job in self._inbox if not job.over]
+            self._inbox = deque(waiting)
+            if not waiting or not self._has_room:
+                return None
+            job = self._inbox.popleft()
+        job.consumer.prefilling()
+        return Prefill(self._device, job, self._pictures)
+
+    def _fail_running(self, error: RuntimeError) -> None:
+        """All rows are lost with the buffers that the failed program took; waiting streams are not."""
+        _log.error("the step has failed", exc_info=error)
+        self._failures += 1
+        for job in self._batch.jobs:
+            job.fail("step_failed")
+        self._ahead = []
+        self._batch.clear()
+        if self._failures >= _FAILURES:
+            raise EngineDeadError("the step fails again and again") from error
+
+    def _let_go(self, code: str) -> None:
+        """End every stream, and let go of the device's memory."""
+        with self._condition:
+            self._closing = True
+            jobs = [*self._inbox]
+            self._inbox.clear()
+        if self._prefill is not None:
+            jobs.append(self._prefill.job)
+        if self._ready.is_set():
+            jobs += self._batch.jobs
+            self._batch.release()
+        for job in jobs:
+            job.fail(code)
+        self._prefill, self._ahead = None, []
+        self._delivered()

@@ -1,0 +1,62 @@
+"""The sizes of the engine: all programs that it will ever run follow from them."""
+
+from dataclasses import dataclass
+from typing import Any, no_type_check
+
+from models.errors import SettingsError
+from sample.config import integer
+
+_MOST = 2**31 - 1
+
+
+@no_type_check  # a wrong type is a SettingsError, also while tests check the other annotations
+@dataclass(frozen=True)
+class EngineConfig:
+    """Immutable and hashable.
+
+    Attributes:
+        rows: sizes of the batch, ascending; the last is how many streams run at once. A batch takes the
+            smallest that holds its streams.
+        context: prompt and answer of one stream together, in tokens; at most the model's own context.
+        chunks: sizes of the pieces in which prompts are fed, ascending, in tokens. Running streams wait for
+            one piece at most.
+        waiting: streams that may wait for a row.
+        pictures: widths and heights of pictures whose programs are compiled before the first stream comes;
+            one of another number of patches compiles its own, and running streams wait for that.
+        picture_bytes: of pictures' embeddings that are kept for later streams.
+        top_logprobs: the most alternatives to a token that a stream may ask for, 0 to 20.
+        logit_biases: the most entries of a stream's logit bias.
+        token_ids: the most end tokens, and tokens exempt from the block of n-grams.
+
+    Raises:
+        SettingsError: a value has the wrong type or is out of range.
+    """
+
+    rows: tuple[int, ...] = (1, 4, 16, 32, 50)
+    context: int = 2048
+    chunks: tuple[int, ...] = (32, 128)
+    waiting: int = 64
+    pictures: tuple[tuple[int, int], ...] = ((256, 256), (256, 224), (256, 192))
+    picture_bytes: int = 256 * 2**20
+    top_logprobs: int = 20
+    logit_biases: int = 64
+    token_ids: int = 16
+
+    def __post_init__(self):
+        for name, low, high in (
+            ("context", 2, _MOST),
+            ("waiting", 0, _MOST),
+            ("picture_bytes", 0, 2**63 - 1),
+            ("top_logprobs", 0, 20),
+            ("logit_biases", 1, 4096),
+            ("token_ids", 1, 4096),
+        ):
+            integer(name, getattr(self, name), low, high)
+        for name in ("rows", "chunks"):
+            _check_sizes(name, getattr(self, name))
+
+
+def _check_sizes(name: str, sizes: Any) -> None:
+    whole = isinstance(sizes, tuple) and all(type(size) is int and size > 0 for size in sizes)
+    if not whole or not sizes or list(sizes) != sorted(set(sizes)):
+        raise SettingsError(f"{name}: got {sizes!r}; allowed: ascending integers from 1 up, one or more")

@@ -1,0 +1,251 @@
+"""All streams of a server, on the event loop: they are opened, found, read, and forgotten."""
+
+import asyncio
+import itertools
+import logging
+import secrets
+import time
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from models.errors import SaccadeError, SettingsError
+from models.load import LoadedModel
+from serve.adaptive_limit import AdaptiveLimit, LimitConfig
+from serve.chat_request import ChatRequest
+from serve.chunks import ChunkConfig
+from serve.engine import Engine, EngineBusyError, EngineDeadError
+from serve.engine_config import EngineConfig
+from serve.events import Event, Start
+from serve.handoff import Handoff
+from serve.prepare import RequestLimits, prepare
+from serve.problems import Problem
+from serve.stream import Stream
+from serve.stream_rules import StreamRules
+
+_log = logging.getLogger(__name__)
+_TICK = 0.05  # seconds
+_PREPARERS = 2  # threads that decode pictures and make tokens
+
+
+@dataclass(frozen=True)
+class HubConfig:
+    """What the server lets its clients do. `heartbeat` and `retained` are seconds."""
+
+    name: str = "embedded"  # of the model
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    rules: StreamRules = field(default_factory=StreamRules)
+    limits: RequestLimits = field(default_factory=RequestLimits)
+    streams: LimitConfig = field(default_factory=LimitConfig)
+    heartbeat: float = 10.0
+    retained: float = 60.0  # that an ended stream can be read again
+
+    def __post_init__(self):
+        most, rows = self.streams.max_streams, self.engine.rows[-1]
+        if most > rows:
+            raise SettingsError(f"max_streams: {most}; allowed: up to {rows}, the most rows")
+
+
+class Live:
+    """A stream, its reader's bell, and whose it is."""
+
+    def __init__(self, stream: Stream, news: asyncio.Event, owner: str, resumable: bool) -> None:
+        self.stream, self.news = stream, news
+        self.owner, self.resumable = owner, resumable
+        self.told = time.monotonic()  # when its reader last got something
+        self.over: float | None = None  # since when it has ended
+        self.begun = False  # its first token was seen
+
+    @property
+    def id(self) -> str:
+        """Its public name."""
+        return self.stream.start.stream
+
+
+class Hub:
+    """Owns the engine. All methods are of the loop on which it was started."""
+
+    def __init__(self, loaded: LoadedModel, config: HubConfig | None = None) -> None:
+        self.config = config or HubConfig()
+        self.loaded = loaded
+        self.created = int(time.time())
+        self.draining = False
+        self.engine = Engine(loaded, self.config.engine)
+        self.limit = AdaptiveLimit(self.config.streams, time.monotonic())
+        self.engine.limit = self.limit.limit
+        self._ticking: asyncio.Task | None = None
+        self._live: dict[str, Live] = {}
+        self._pool = ThreadPoolExecutor(_PREPARERS, thread_name_prefix="prepare")
+
+    @property
+    def ready(self) -> bool:
+        """Whether streams may come."""
+        return not self.draining and self.engine.alive
+
+    @property
+    def uptime(self) -> int:
+        """Seconds."""
+        return int(time.time()) - self.created
+
+    @property
+    def active(self) -> int:
+        """Streams that have not ended."""
+        return sum(not live.stream.closed for live in self._live.values())
+
+    async def start(self) -> None:
+        """Compile all programs and begin to take streams. Raises EngineDeadError where that fails."""
+        self._handoff = Handoff()
+        await asyncio.to_thread(self.engine.start, self._handoff.flush)
+        self._ticking = asyncio.create_task(self._tick())
+
+    async def drain(self, deadline: float) -> None:
+        """Take no new streams, and wait for those that run, as many seconds as that."""
+        self.draining = True
+        until = time.monotonic() + deadline
+        while self.active and time.monotonic() < until:
+            await asyncio.sleep(_TICK)
+
+    async def close(self) -> None:
+        """End all streams with an error, and the engine."""
+        self.draining = True
+        await asyncio.to_thread(self.engine.close)
+        if self._ticking is not None:
+            self._ticking.cancel()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    async def open(self, request: ChatRequest, owner: str, chunks: ChunkConfig | None = None) -> Live:
+        """Queue a stream.
+
+        Args:
+            chunks: of Saccade's own streams, to which a reader can come back; None: a chat completion.
+
+        Raises:
+            Problem: the request cannot be answered, or not now.
+        """
+        self._check_ready()
+        prompt, sampling = await asyncio.get_running_loop().run_in_executor(
+            self._pool, prepare, self.loaded, request, self.config.limits, self.context
+        )
+        start = Start(
+            stream=f"{'chatcmpl' if chunks is None else 's'}-{secrets.token_hex(12)}",
+            model=self.config.name,
+            created=int(time.time()),
+            prompt_tokens=len(prompt.tokens),
+            image_tokens=int((prompt.tokens == self.loaded.model.image_pad_id).sum()),
+        )
+        news = asyncio.Event()
+        stream = Stream(
+            start,
+            self.config.rules,
+            chunks,
+            logprobs=bool(request.logprobs),
+            wake=self.engine.wake,
+            notify=lambda: self._handoff.mark(news),
+        )
+        try:
+            self.engine.submit(prompt, sampling, stream)
+        except SaccadeError as error:
+            raise Problem(400, "invalid_value", str(error)) from None
+        except EngineBusyError:
+            wait = self.limit.retry_after(self.engine.figures.waiting, time.monotonic())
+            message = f"too many streams wait; try again in {wait} s"
+            raise Problem(429, "busy", message, retry_after=wait) from None
+        except EngineDeadError:
+            raise Problem(503, "unavailable", "the model is out of order", retry_after=30) from None
+        live = Live(stream, news, owner, resumable=chunks is not None)
+        self._live[live.id] = live
+        return live
+
+    def find(self, stream_id: str, owner: str) -> Live:
+        """An open stream, or one that ended not long ago. Raises Problem, also for another owner's."""
+        live = self._live.get(stream_id)
+        if live is None or live.owner != owner:
+            raise Problem(404, "stream_not_found", "no such stream")
+        return live
+
+    async def read(self, live: Live, ticket: int, after: int = 0) -> AsyncIterator[list[Event]]:
+        """All events behind `after` up to the end, as they come; a heartbeat where none comes for long.
+
+        Args:
+            ticket: from `live.stream.attach(after)`. The reader is detached when this ends.
+
+        Raises:
+            SupersededError: another reader has come.
+            MovedOnError: the reader was too slow for the ring.
+        """
+        stream = live.stream
+        try:
+            while True:
+                live.news.clear()
+                events = stream.read(ticket, after)
+                beat = stream.heartbeat()
+                if events:
+                    after = events[-1].id or after
+                elif beat is not None and self._silent(live):
+                    events = [beat]
+                if events:
+                    live.told = time.monotonic()
+                    yield events
+                    if events[-1].terminal:
+                        return
+                elif stream.closed:  # the reader has come back behind the end
+                    return
+                else:
+                    await live.news.wait()
+        finally:
+            stream.detach(ticket)
+
+    @property
+    def context(self) -> int:
+        """Prompt and answer of one stream together, in tokens."""
+        return min(self.config.engine.context, self.loaded.model.context_length)
+
+    def _check_ready(self) -> None:
+        if self.draining:
+            raise Problem(503, "draining", "the server is shutting down", retry_after=5)
+        if self.engine.starting:
+            raise Problem(503, "loading", "the model is being loaded", retry_after=1)
+        if not self.engine.alive:
+            raise Problem(503, "unavailable", "the model is out of order", retry_after=30)
+
+    def _silent(self, live: Live) -> bool:
+        return time.monotonic() - live.told >= self.config.heartbeat
+
+    async def _tick(self) -> None:
+        for round_ in itertools.count():
+            await asyncio.sleep(_TICK)
+            self._adjust()
+            for live in list(self._live.values()):
+                live.stream.tick()
+                self._observe(live)
+                self._retire(live)
+                if self._silent(live):
+                    live.news.set()
+                if live.stream.slow and round_ % 20 == 0:
+                    _log.warning("slow consumer: stream %s, %d unacked", live.id, live.stream.unacked)
+
+    def _adjust(self) -> None:
+        limit = self.limit.adjust(self.engine.figures.running, time.monotonic())
+        if limit != self.engine.limit:
+            self.engine.limit = limit
+            self.engine.wake()
+
+    def _observe(self, live: Live) -> None:
+        """Once, how long a stream was queued, and how long its first token took from there."""
+        timings = live.stream.timings
+        if live.begun or timings.first_token is None or timings.queued is None:
+            return
+        live.begun = True
+        now = time.monotonic()
+        self.limit.queued.add(timings.queued, now)
+        self.limit.ttft.add(timings.first_token - timings.queued, now)
+
+    def _retire(self, live: Live) -> None:
+        if not live.stream.closed:
+            return
+        now = time.monotonic()
+        if live.over is None:
+            live.over = now
+            self.limit.lasting.add(live.stream.timings.total, now)
+        if now - live.over > self.config.retained:
+            del self._live[live.id]

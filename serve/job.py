@@ -1,0 +1,158 @@
+"""One stream as the engine sees it: what it asks for, who takes its tokens, how far it is."""
+
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from models.errors import SettingsError
+from models.model import Model
+from sample.config import SamplingConfig
+from sample.logits import SamplingParams, sampling_params
+from sample.outcome import Alternatives, FinishReason, alternatives, finish_reason
+from sample.step import EXHAUSTED, StepOutput
+from sample.text import TextStream
+from serve.engine_config import EngineConfig
+from serve.prompt import PreparedPrompt
+
+
+class Piece(NamedTuple):
+    """A token, the text that became safe to show with it, and its log-probability in nats."""
+
+    token_id: int
+    text: str
+    logprob: float
+    top_logprobs: Alternatives
+
+
+class Consumer(Protocol):
+    """Who takes a stream's tokens. The engine's thread calls it and waits for none of it.
+
+    Behind `finish` or `fail`, of which there is one at most, nothing is called.
+    """
+
+    @property
+    def closed(self) -> bool:
+        """Whether it takes no more: the engine then frees the row, and says nothing."""
+        ...
+
+    def may_step(self, in_flight: int) -> bool:
+        """Whether one more token may be made, beside those that are on their way."""
+        ...
+
+    def prefilling(self) -> None:
+        """The stream has left the queue."""
+        ...
+
+    def push(self, piece: Piece) -> None:
+        """The next token."""
+        ...
+
+    def finish(self, reason: FinishReason, rest: str) -> None:
+        """The stream has ended, with text that was held back behind its last token."""
+        ...
+
+    def fail(self, code: str) -> None:
+        """The stream has ended by an error: `prefill_failed`, `step_failed`, `text_failed`, `engine_dead`."""
+        ...
+
+
+class Job:
+    """A stream from its submission to its end."""
+
+    def __init__(
+        self, prompt: PreparedPrompt, config: SamplingConfig, consumer: Consumer, tokenizer: Any
+    ) -> None:
+        self.prompt, self.config, self.consumer = prompt, config, consumer
+        self.ended = False
+        self._text = TextStream(tokenizer, config.stop, config.eos_ids)
+        self._dispatched = self._delivered = 0
+
+    @property
+    def over(self) -> bool:
+        """Whether no more of it is wanted."""
+        return self.ended or self.consumer.closed
+
+    @property
+    def may_step(self) -> bool:
+        """Whether its row may take the next step."""
+        if self.over or self._dispatched >= self.config.max_new_tokens:
+            return False
+        return self.consumer.may_step(self._dispatched - self._delivered)
+
+    def dispatched(self) -> None:
+        """A token of it is on its way."""
+        self._dispatched += 1
+
+    def deliver(self, output: StepOutput, row: int) -> None:
+        """Hand over the token of a step in which it had this row."""
+        self._delivered += 1
+        if self.over:
+            return
+        status = int(output.status[row])
+        ended = finish_reason(status)
+        if status == EXHAUSTED:
+            self._finish(ended or "repetition", self._text.close())
+            return
+        token = int(output.token[row])
+        text = self._text.push(token)
+        if ended is not None:
+            text += self._text.close()
+        if self._text.stopped:
+            ended = "stop"
+        top = alternatives(output.top_ids[row], output.top_logprobs[row], self.config)
+        self.consumer.push(Piece(token, text, float(output.logprob[row]), top))
+        if ended is not None and not self.consumer.closed:
+            self._finish(ended, "")
+
+    def fail(self, code: str) -> None:
+        """End it by an error, unless it has ended."""
+        if not self.over:
+            self.ended = True
+            self.consumer.fail(code)
+
+    def _finish(self, reason: FinishReason, rest: str) -> None:
+        self.ended = True
+        self.consumer.finish(reason, rest)
+
+
+def check_job(model: Model, config: EngineConfig, prompt: PreparedPrompt, asked: SamplingConfig) -> None:
+    """Whether the engine's programs have room for a stream.
+
+    Raises:
+        SettingsError: more tokens, alternatives, biases or ids than it is made for, ids beyond the
+            vocabulary, or no seed.
+    """
+    sampling_params([asked], vocab_size=model.vocab_size)
+    length, context = len(prompt.tokens), min(config.context, model.context_length)
+    needed = length + asked.max_new_tokens
+    if needed > context:
+        raise SettingsError(
+            f"max_new_tokens: {length} prompt tokens + {asked.max_new_tokens} = {needed}; "
+            f"allowed: up to {context} together"
+        )
+    if asked.seed is None:
+        raise SettingsError("seed: None; allowed: an integer, as a stream has no other key")
+    for name, given, allowed in (
+        ("top_logprobs", asked.top_logprobs, min(config.top_logprobs, model.vocab_size)),
+        ("logit_bias", len(list(asked.logit_bias)), config.logit_biases),
+        ("eos_id", len(asked.eos_ids), config.token_ids),
+        ("no_repeat_ngram_exempt", len(asked.exempt_ids), config.token_ids),
+    ):
+        if given > allowed:
+            raise SettingsError(f"{name}: {given}; allowed: up to {allowed}")
+
+
+def sampling_row(model: Model, config: EngineConfig, asked: SamplingConfig) -> SamplingParams:
+    """One row of what `asked` says, in arrays of the engine's widths, on the host."""
+    params = sampling_params([asked], vocab_size=model.vocab_size)
+    return params._replace(
+        bias_ids=_widened(params.bias_ids, config.logit_biases, -1),
+        bias_values=_widened(params.bias_values, config.logit_biases, 0),
+        eos_ids=_widened(params.eos_ids, config.token_ids, -1),
+        no_repeat_ngram_exempt=_widened(params.no_repeat_ngram_exempt, config.token_ids, -1),
+    )
+
+
+def _widened(array: Any, width: int, fill: int) -> np.ndarray:
+    kept = np.asarray(array)[:, :width]
+    return np.pad(kept, [(0, 0), (0, width - kept.shape[1])], constant_values=fill)

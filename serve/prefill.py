@@ -1,0 +1,185 @@
+"""A prompt on its way into the cache, piece by piece, in a row of its own beside the batch."""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int, Int32
+
+from models.buckets import bucket
+from models.cache import KVCache
+from models.decoder import VisionEmbeddings
+from models.model import Model
+from sample.config import SamplingConfig
+from sample.loops import history_of
+from sample.request import padded_prompt
+from sample.step import DecodeState, Prompt, prefill_chunk
+from serve.engine_config import EngineConfig
+from serve.job import Job, sampling_row
+from serve.pictures import PictureCache
+from serve.prompt import PreparedPrompt
+from serve.rows import Rows
+
+_SMALLEST_CACHE = 256  # tokens
+
+
+class Device(NamedTuple):
+    """What the programs of the engine are made of."""
+
+    model: Model
+    params: Any  # those of the decoder
+    config: EngineConfig
+    deepstack: int  # layers that get something of the pictures
+
+    @classmethod
+    def of(cls, model: Model, params: Any, config: EngineConfig) -> "Device":
+        """From all of a model's parameters."""
+        seen = jax.eval_shape(partial(model.call, "encode_vision"), params, *model.smallest_picture())
+        return cls(model, model.decoder_params(params), config, seen.deepstack.shape[0])
+
+    @property
+    def context(self) -> int:
+        """Prompt and answer of one stream together, in tokens."""
+        return min(self.config.context, self.model.context_length)
+
+    @property
+    def slots(self) -> int:
+        """Of a row: a last chunk may reach beyond its prompt."""
+        return bucket(self.context + self.config.chunks[-1], _SMALLEST_CACHE)
+
+    def top(self, wanted: bool) -> int:
+        """How many alternatives a program reports."""
+        return min(self.config.top_logprobs, self.model.vocab_size) if wanted else 0
+
+
+class Prefill:
+    """One stream's prompt; `advance` does one piece of it. Of one thread: the one that owns the device."""
+
+    def __init__(self, device: Device, job: Job, pictures: PictureCache) -> None:
+        self.job = job
+        self._device, self._pictures = device, pictures
+        self._begun: tuple[Prompt, Rows] | None = None
+        self._seen: list[VisionEmbeddings] = []
+        self._fed = 0
+
+    def advance(self) -> tuple[Rows, Array] | None:
+        """Encode one picture that is not known yet, or feed one chunk.
+
+        Returns:
+            Behind the last chunk the filled row, and the packed output of its first token; None before.
+        """
+        encoded = self._encode_next()
+        return None if encoded else self._feed()
+
+    def _encode_next(self) -> bool:
+        """Whether there was a picture to encode."""
+        for picture in self.job.prompt.pictures[len(self._seen) :]:
+            known = self._pictures.get(picture)
+            self._seen.append(known or self._pictures.encode(picture))
+            if known is None:
+                return True
+        return False
+
+    def _feed(self) -> tuple[Rows, Array] | None:
+        device, job = self._device, self.job
+        prompt, row = self._begun or first_row(device, job.prompt, job.config)
+        size = chunk_size(device.config.chunks, len(job.prompt.tokens) - self._fed)
+        chunk = _cut(prompt, self._fed, size)
+        self._fed += int(chunk.lengths[0])
+        last = self._fed == len(job.prompt.tokens)
+        vision, rows = self._look(np.asarray(chunk.vision_rows[0]))
+        state, packed = prefill_chunk(
+            device.model,
+            device.params,
+            row.state,
+            chunk._replace(vision_rows=rows[None]),
+            vision,
+            row.sampling,
+            np.array([last]),
+            top=device.top(job.config.top_logprobs > 0),
+        )
+        row = row._replace(state=state)
+        self._begun = (prompt, row)
+        return (row, packed) if last else None
+
+    def _look(self, rows: Int32[np.ndarray, " C"]) -> tuple[VisionEmbeddings, Int32[np.ndarray, " C"]]:
+        """What a chunk sees of the pictures: an embedding for each of its tokens, and which of them count."""
+        vision, first = nothing_seen(self._device, len(rows)), 0
+        for picture, embeddings in zip(self.job.prompt.pictures, self._seen, strict=True):
+            tokens = int(self._device.model.picture_tokens(picture.grid_thw).sum())
+            inside = (rows >= first) & (rows < first + tokens)
+            if inside.any():
+                vision = look(vision, embeddings, np.where(inside, rows - first, -1))
+            first += tokens
+        return vision, np.where(rows >= 0, np.arange(len(rows), dtype=np.int32), -1)
+
+
+def chunk_size(sizes: tuple[int, ...], left: int) -> int:
+    """The smallest that holds what is left of a prompt, or the largest."""
+    return next((size for size in sizes if size >= left), sizes[-1])
+
+
+def first_row(device: Device, prompt: PreparedPrompt, asked: SamplingConfig) -> tuple[Prompt, Rows]:
+    """The whole prompt on the host, and a row on the device that has nothing of it yet."""
+    model, tokens = device.model, prompt.tokens
+    whole = padded_prompt(model, prompt.grid_thw, [tokens], 0, len(tokens))
+    in_prompt = np.zeros((1, model.vocab_size), bool)
+    in_prompt[0, tokens] = True
+    zero = np.zeros(1, np.int32)
+    given = {
+        "token": zero,
+        "length": zero,
+        "delta": whole.deltas,
+        "count": zero,
+        "key": np.array([[0, asked.seed or 0]], np.uint32),  # jax.random.PRNGKey(seed), without the device
+        "in_prompt": in_prompt,
+        "drawn": np.zeros((1, model.vocab_size), np.int32),
+        "status": zero,
+        "history": history_of([tokens], device.slots, device.slots),
+    }
+    sampling = sampling_row(model, device.config, asked)
+    given, sampling = jax.device_put((given, sampling))
+    return whole, Rows(DecodeState(cache=_empty_cache(model, device.slots), **given), sampling)
+
+
+@partial(jax.jit, static_argnames=("model", "slots"))
+def _empty_cache(model: Model, slots: int) -> KVCache:
+    return model.empty_cache(1, slots)
+
+
+def _cut(prompt: Prompt, start: int, size: int) -> Prompt:
+    """`size` tokens of one prompt from `start` on, padded where it ends before."""
+
+    def cut(array: Any, fill: int = 0) -> np.ndarray:
+        part = np.asarray(array)[..., start : start + size]
+        padding = [(0, 0)] * (part.ndim - 1) + [(0, size - part.shape[-1])]
+        return np.pad(part, padding, constant_values=fill)
+
+    return Prompt(
+        tokens=cut(prompt.tokens),
+        positions=cut(prompt.positions),
+        lengths=np.minimum(prompt.lengths - start, size),
+        deltas=np.asarray(prompt.deltas),
+        vision_rows=cut(prompt.vision_rows, -1),
+    )
+
+
+def nothing_seen(device: Device, size: int) -> VisionEmbeddings:
+    """Embeddings of a chunk without pictures, all zeros."""
+    width, dtype = device.model.hidden_size, device.model.dtype
+    shapes = ((size, width), (device.deepstack, size, width))
+    return VisionEmbeddings(*jax.device_put([np.zeros(shape, dtype) for shape in shapes]))
+
+
+@jax.jit
+def look(
+    vision: VisionEmbeddings, picture: VisionEmbeddings, rows: Int[Array | np.ndarray, " C"]
+) -> VisionEmbeddings:
+    """A chunk's embeddings with those of one picture's `rows`; -1: what was there."""
+    seen, at = (jnp.asarray(rows) >= 0)[:, None], jnp.maximum(rows, 0)
+    return VisionEmbeddings(
+        jnp.where(seen, picture.embeddings[at], vision.embeddings),
+        jnp.where(seen, picture.deepstack[:, at], vision.deepstack),
+    )

@@ -1,0 +1,37 @@
+"""What a server answers instead of a stream: a status, a code, and one line."""
+
+
+class Problem(Exception):  # noqa: N818  (it is an answer, not a fault)
+    """An HTTP answer in OpenAI's form of an error.
+
+    Args:
+        status: of HTTP.
+        code: for programs.
+        message: for people; shows no internals.
+        param: the field of the request that is wrong.
+        retry_after: seconds after which the same request may succeed.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        message: str,
+        *,
+        param: str | None = None,
+        retry_after: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.code, self.message = status, code, message
+        self.param, self.retry_after = param, retry_after
+
+    @property
+    def body(self) -> dict:
+        """As JSON."""
+        kind = "invalid_request_error" if self.status < 500 else "server_error"
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Beside the content's."""
+        return {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}

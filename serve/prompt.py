@@ -1,0 +1,65 @@
+"""A stream's prompt on the host, before anything of it is on the device."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from blake3 import blake3
+from jaxtyping import Float32, Int32
+from PIL import Image
+
+from models.model import Model
+from models.processor import Processor
+from sample.inputs import with_picture_tokens
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedPicture:
+    """A picture's patches, and what it is known by.
+
+    Attributes:
+        key: equal for pictures of the same content, and for no others.
+        pixel_values: float32 [patches, patch_dim].
+        grid_thw: int [grids, 3], frames, rows and columns in patches; a family may cut a picture into tiles.
+    """
+
+    key: bytes
+    pixel_values: Float32[np.ndarray, "patches patch_dim"]
+    grid_thw: Int32[np.ndarray, "grids 3"]
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedPrompt:
+    """Token ids [T] with all picture tokens, and the pictures in their order."""
+
+    tokens: Int32[np.ndarray, " T"]
+    pictures: tuple[PreparedPicture, ...] = ()
+
+    @property
+    def grid_thw(self) -> Int32[np.ndarray, "grids 3"]:
+        """The grids of all pictures."""
+        return np.concatenate([np.zeros((0, 3), np.int32), *(p.grid_thw for p in self.pictures)])
+
+
+def prepare_prompt(
+    model: Model, processor: Processor, ids: list[int], pictures: Sequence[Image.Image] = ()
+) -> PreparedPrompt:
+    """From a chat's ids, with one `image_pad_id` for each picture, and RGB pictures. Host only, any thread.
+
+    Raises:
+        InputError: a picture that the family cannot take, or more tokens than fit the model's context.
+    """
+    tokens = with_picture_tokens(model, processor, ids, pictures)
+    return PreparedPrompt(tokens, tuple(prepare_picture(processor, picture) for picture in pictures))
+
+
+def prepare_picture(processor: Processor, picture: Image.Image) -> PreparedPicture:
+    """An RGB picture's patches and key. Raises InputError for one that the family cannot take."""
+    return PreparedPicture(content_key(picture), *processor.images.preprocess([picture]))
+
+
+def content_key(picture: Image.Image) -> bytes:
+    """A hash of a picture's mode, size, type and bytes: 30x150 is not 150x30, whatever the bytes."""
+    pixels = np.asarray(picture)
+    shape = f"{picture.mode} {picture.size} {pixels.dtype.str}\n"
+    return blake3(shape.encode() + pixels.tobytes()).digest()

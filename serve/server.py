@@ -1,0 +1,74 @@
+"""A hub behind uvicorn: it listens at once, is ready when all is compiled, and ends with no stream lost."""
+
+import asyncio
+import contextlib
+import signal
+import socket
+from collections.abc import Callable
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from serve.app import make_app
+from serve.hub import Hub
+
+_LAST_WORDS = 5  # seconds for frames that are on their way when all streams have ended
+
+
+class DrainingProtocol(HttpToolsProtocol):
+    """A `send` waits until all that was sent before it has left the process, so that credit counts that."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Nothing is held back without the sender's knowing."""
+        super().connection_made(transport)
+        transport.set_write_buffer_limits(high=0)
+
+
+class _Server(uvicorn.Server):
+    """Signals are `serve`'s: uvicorn's own handlers would cut running streams off."""
+
+    def capture_signals(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+
+async def serve(hub: Hub, listener: socket.socket, *, ready: Callable[[], None], drain: float) -> int | None:
+    """Serve until SIGTERM or SIGINT; then running streams may end, within `drain` seconds.
+
+    Args:
+        ready: called once streams may come.
+
+    Returns:
+        The signal's number.
+
+    Raises:
+        EngineDeadError: the engine could not start.
+    """
+    loop, stopped = asyncio.get_running_loop(), asyncio.Event()
+    signals: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, lambda number=number: (signals.append(number), stopped.set()))
+    config = uvicorn.Config(
+        make_app(hub),
+        http=DrainingProtocol,
+        lifespan="off",
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=_LAST_WORDS,
+    )
+    server = _Server(config)
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    stopping = asyncio.create_task(stopped.wait())
+    starting = asyncio.create_task(hub.start())
+    try:
+        await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if starting.done():
+            starting.result()
+            ready()
+            await stopping
+            await hub.drain(drain)
+            await hub.close()
+    finally:
+        stopping.cancel()
+        server.should_exit = True
+        await serving
+    return signals[0] if signals else None

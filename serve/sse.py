@@ -1,0 +1,71 @@
+"""Server-sent events: frames, and a response that notices at once when its reader has gone."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import msgspec
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from serve.events import Event
+from serve.hub import Hub, Live
+from serve.stream import MovedOnError, SupersededError
+
+_encode = msgspec.json.Encoder().encode
+HEADERS = {
+    "Cache-Control": "no-cache",
+    "X-Accel-Buffering": "no",  # nginx would hold the tokens back
+}
+
+
+class EventStreamResponse(Response):
+    """Sends frames while they come. `frames` is closed as soon as the reader is gone.
+
+    Starlette's own response learns of that from a failed send alone; a stream that waits sends nothing.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(self, frames: AsyncIterator[bytes], headers: dict[str, str] | None = None) -> None:
+        super().__init__(headers=HEADERS | (headers or {}))
+        del self.headers["content-length"]
+        self._frames = frames
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        work = [asyncio.create_task(self._pump(send)), asyncio.create_task(disconnected(receive))]
+        try:
+            done, _ = await asyncio.wait(work, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in work:
+                task.cancel()
+            await asyncio.gather(*work, return_exceptions=True)
+            await self._frames.aclose()  # pyright: ignore[reportAttributeAccessIssue]  (a generator)
+        for task in done:
+            task.result()
+
+    async def _pump(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        async for frame in self._frames:
+            await send({"type": "http.response.body", "body": frame, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def disconnected(receive: Receive) -> None:
+    """Return when the client is gone."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def event_frames(hub: Hub, live: Live, ticket: int, after: int) -> AsyncIterator[bytes]:
+    """A stream's own events. What has been sent counts as acknowledged."""
+    try:
+        async for events in hub.read(live, ticket, after):
+            yield b"".join(_frame(live.id, event) for event in events)
+            live.stream.drained(events[-1].id or 0)
+    except (SupersededError, MovedOnError) as error:  # no event: the stream itself goes on
+        yield b": " + str(error).encode() + b"\n\n"
+
+
+def _frame(stream_id: str, event: Event) -> bytes:
+    name = b"" if event.id is None else b"id: %s.%d\n" % (stream_id.encode(), event.id)
+    return b"%sevent: %s\ndata: %s\n\n" % (name, event.kind.encode(), _encode(event.data))

@@ -1,0 +1,79 @@
+"""Running the real server, as a user does."""
+
+import os
+import re
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+
+from tests.commands import start
+
+SMALL = (
+    "serve.port=0",
+    "serve.rows=[4]",
+    "serve.chunks=[64]",
+    "serve.context=512",
+    "stream_registry.adaptive_limits.enabled=false",
+    "stream_registry.adaptive_limits.min_streams=2",
+    "stream_registry.adaptive_limits.max_streams=4",
+)
+_LONGEST_START = 300  # seconds; all programs may have to be compiled
+
+
+class Server:
+    """A process of `run_server.py`; `url` is where it listens."""
+
+    def __init__(self, process: subprocess.Popen) -> None:
+        self.process, self.url = process, ""
+        self.lines: list[str] = []
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def wait_for(self, pattern: str) -> re.Match:
+        """A line of standard error."""
+        deadline = time.monotonic() + _LONGEST_START
+        while time.monotonic() < deadline:
+            for line in list(self.lines):
+                if found := re.search(pattern, line):
+                    return found
+            assert self.process.poll() is None, self.lines
+            time.sleep(0.02)
+        raise AssertionError(f"no {pattern!r} in {self.lines}")
+
+    def health(self) -> dict:
+        """The server's figures."""
+        return httpx.get(f"{self.url}/health").raise_for_status().json()
+
+    def until_idle(self) -> None:
+        """Wait until no stream has a row."""
+        deadline = time.monotonic() + 30
+        while (figures := self.health())["running"] or figures["activeStreams"]:
+            assert time.monotonic() < deadline, figures
+            time.sleep(0.02)
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.lines.append(line.decode())
+
+
+@contextmanager
+def running(model: Path | str, env: dict[str, str], *settings: str, wait: bool = True) -> Iterator[Server]:
+    """A server of its own, ended behind the block."""
+    process = start("run_server.py", f"model.name={model}", *settings, cwd=Path(os.curdir), env=env)
+    try:
+        server = Server(process)
+        server.url = server.wait_for(r"listening on (http://\S+)")[1]
+        if wait:
+            server.wait_for("^ready")
+        yield server
+    finally:
+        process.kill()
+        process.wait()
+        for pipe in (process.stdout, process.stderr):
+            if pipe is not None:
+                pipe.close()

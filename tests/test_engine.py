@@ -1,0 +1,443 @@
+"""Many streams over one step: each gets what it gets alone, and nothing compiles as they come and go."""
+
+import threading
+import time
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from models import LoadedModel, SettingsError
+from sample import SamplingConfig, prepare_inputs, sample, sample_streaming
+from sample.chat import encode_chat
+from sample.outcome import FinishReason
+from sample.text import TextStream
+from serve import batch as batch_module
+from serve import prefill as prefill_module
+from serve.engine import Engine, EngineBusyError, EngineDeadError
+from serve.engine_config import EngineConfig
+from serve.job import Piece
+from serve.pictures import PictureCache
+from serve.prompt import PreparedPrompt, content_key, prepare_picture, prepare_prompt
+from tests.test_compiles import compilations
+
+SIZES = EngineConfig(
+    rows=(4, 32), context=400, chunks=(16, 64), top_logprobs=3, pictures=((64, 64), (96, 32)), waiting=64
+)
+
+
+class Reader:
+    """A consumer that takes all, or as many tokens as it has been given credit for."""
+
+    def __init__(self, credit: int = 10**6) -> None:
+        self.pieces: list[Piece] = []
+        self.ends: list[str] = []
+        self.rest = ""
+        self.credit = credit
+        self.prefilled = False
+        self.closed = False
+        self.over = threading.Event()
+
+    def may_step(self, in_flight: int) -> bool:
+        return len(self.pieces) + in_flight < self.credit
+
+    def prefilling(self) -> None:
+        self.prefilled = True
+
+    def push(self, piece: Piece) -> None:
+        assert not self.ends
+        self.pieces.append(piece)
+
+    def finish(self, reason: FinishReason, rest: str) -> None:
+        self.ends.append(reason)
+        self.rest = rest
+        self.over.set()
+
+    def fail(self, code: str) -> None:
+        self.ends.append(code)
+        self.over.set()
+
+    @property
+    def tokens(self) -> list[int]:
+        return [piece.token_id for piece in self.pieces]
+
+    @property
+    def text(self) -> str:
+        return "".join(piece.text for piece in self.pieces) + self.rest
+
+    def wait(self) -> "Reader":
+        assert self.over.wait(60), "the stream does not end"
+        return self
+
+
+@pytest.fixture(scope="module")
+def engine(tiny) -> Iterator[Engine]:
+    engine = Engine(tiny(), SIZES)
+    engine.start()
+    yield engine
+    engine.close()
+
+
+def words(length: int, seed: int = 0) -> PreparedPrompt:
+    return PreparedPrompt(np.random.default_rng(seed).integers(0, 400, length).astype(np.int32))
+
+
+def expected(loaded: LoadedModel, prompt: PreparedPrompt, config: SamplingConfig):
+    """What `sample` says to a prompt without pictures."""
+    model, params, processor = loaded
+    return sample(
+        model, params, prompt.tokens[None], config, jax.random.key(0), tokenizer=processor.tokenizer
+    )
+
+
+def assert_same(reader: Reader, result) -> None:
+    assert reader.tokens == result.tokens[0].tolist()
+    assert [p.logprob for p in reader.pieces] == pytest.approx(result.logprobs[0].tolist(), abs=1e-3)
+    assert reader.text == result.texts[0]
+    assert reader.ends == result.finish_reasons
+
+
+CONFIGS = {
+    "greedy": {"temperature": 0},
+    "filters": {"temperature": 1.5, "top_k": 40, "top_p": 0.95, "min_p": 0.01, "repetition_penalty": 1.1},
+    "penalties": {"presence_penalty": 0.5, "frequency_penalty": 0.3, "logit_bias": {5: 4.0, 9: -100.0}},
+    "loops": {"temperature": 0.3, "no_repeat_ngram_size": 3, "max_pattern_repeats": 4},
+    "top": {"temperature": 1.2, "top_logprobs": 2, "logprobs": "processed"},
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_stream_alone_gives_what_sample_gives(tiny, engine, name):
+    config = SamplingConfig(seed=7, max_new_tokens=40, eos_id=tiny().processor.eos_ids, **CONFIGS[name])
+    reader = Reader()
+    engine.submit(words(30), config, reader)
+    result = expected(tiny(), words(30), config)
+    assert_same(reader.wait(), result)
+    for piece, top in zip(reader.pieces, result.top_logprobs[0], strict=True):
+        assert [token for token, _ in piece.top_logprobs] == [token for token, _ in top]
+
+
+def test_sample_streaming_gives_the_same(tiny, engine):
+    model, params, processor = tiny()
+    config = SamplingConfig(seed=3, max_new_tokens=30)
+    reader = Reader()
+    engine.submit(words(30), config, reader)
+    stream = sample_streaming(
+        model, params, words(30).tokens[None], config, jax.random.key(0), tokenizer=processor.tokenizer
+    )
+    tokens = list(stream)
+    reader.wait()
+    assert reader.tokens == [token.token_id for token in tokens]
+    assert reader.text == "".join(token.text for token in tokens)
+    assert reader.ends == [stream.finish_reason]
+
+
+def picture(width: int, height: int, seed: int = 0) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3)).astype(np.uint8)
+    return Image.fromarray(pixels)
+
+
+def about(loaded: LoadedModel, text: str, *pictures: Image.Image) -> PreparedPrompt:
+    model, _, processor = loaded
+    ids = encode_chat(processor.tokenizer, text, image_pad_id=model.image_pad_id, pictures=len(pictures))
+    return prepare_prompt(model, processor, ids, pictures)
+
+
+def test_pictures_in_several_chunks_give_what_sample_gives(tiny, engine):
+    model, params, processor = tiny()
+    pictures = [picture(64, 64), picture(96, 32, 1)]
+    inputs = prepare_inputs(model, params, processor, images=pictures, prompt="What's this? " * 3)
+    config = SamplingConfig(seed=5, max_new_tokens=20)
+    whole = sample(model, params, inputs, config, jax.random.key(0), tokenizer=processor.tokenizer)
+    prompt = about(tiny(), "What's this? " * 3, *pictures)
+    assert len(prompt.tokens) > 2 * 64
+    before = engine.figures
+    for _ in range(2):
+        reader = Reader()
+        engine.submit(prompt, config, reader)
+        assert_same(reader.wait(), whole)
+    after = engine.figures
+    assert after.picture_misses - before.picture_misses == 2
+    assert after.picture_hits - before.picture_hits == 2
+
+
+def test_a_picture_is_known_by_its_content_not_by_its_bytes_alone():
+    wide = Image.frombytes("RGB", (150, 30), bytes(range(150)) * 90)
+    high = Image.frombytes("RGB", (30, 150), bytes(range(150)) * 90)
+    assert content_key(wide) == content_key(wide.copy())
+    assert content_key(wide) != content_key(high)
+    assert content_key(wide) != content_key(Image.frombytes("L", (450, 30), wide.tobytes()))
+
+
+def test_pictures_are_kept_within_a_budget_of_bytes(tiny):
+    model, params, processor = tiny()
+    seen = [prepare_picture(processor, picture(64, 64, seed)) for seed in range(3)]
+    cache = PictureCache(model, params, 10**9)
+    one = (cache.encode(seen[0]), cache.bytes)[1]
+    cache = PictureCache(model, params, 2 * one)
+    for made in seen[:2]:
+        cache.encode(made)
+    assert cache.get(seen[0]) is not None  # and so the second was not used for the longest time
+    cache.encode(seen[2])
+    assert cache.get(seen[1]) is None
+    assert cache.get(seen[0]) is not None
+    assert (cache.bytes, cache.hits, cache.misses) == (2 * one, 2, 3)
+
+
+def crowd(number: int) -> tuple[PreparedPrompt, SamplingConfig]:
+    """One of many: prompts of 1 to 200 tokens, answers of 3 to 39."""
+    lengths = (1, 16, 17, 200, 64, 65)
+    config = SamplingConfig(seed=number, max_new_tokens=3 + number * 7 % 37, temperature=number % 3 / 2)
+    return words(lengths[number % 6], number), config
+
+
+def test_the_same_tokens_alone_and_among_31_others_that_join_and_leave(tiny, engine):
+    watched = (words(40), SamplingConfig(seed=11, max_new_tokens=120, temperature=1.2))
+    result = expected(tiny(), *watched)
+    others = [Reader() for _ in range(70)]
+    reader = Reader()
+    with compilations() as compiled:
+        for number, other in enumerate(others):
+            if number == 5:
+                engine.submit(*watched, reader)
+            while number - sum(o.over.is_set() for o in others) > 31:
+                time.sleep(0.002)
+            engine.submit(*crowd(number), other)
+            if number % 8 == 3:
+                other.closed = True
+                other.over.set()
+                engine.wake()
+        for other in (*others, reader):
+            other.wait()
+    assert compiled == []
+    assert_same(reader, result)
+    for number in (0, 3, 5, 13, 69):
+        alone = Reader()
+        engine.submit(*crowd(number), alone)
+        alone.wait()
+        if not others[number].closed:
+            assert others[number].tokens == alone.tokens
+            assert others[number].ends == alone.ends == ["length"]
+
+
+def test_a_stream_without_credit_takes_no_step_and_goes_on_as_if_it_had(tiny, engine):
+    config = SamplingConfig(seed=2, max_new_tokens=30, temperature=1.2)
+    paused, neighbour = Reader(credit=5), Reader()
+    engine.submit(words(20), config, paused)
+    engine.submit(words(21), config, neighbour)
+    neighbour.wait()
+    assert len(paused.pieces) == 5
+    for credit in (6, 9, 30):
+        paused.credit = credit
+        engine.wake()
+        until(lambda wanted=credit: len(paused.pieces) == wanted)
+    assert_same(paused.wait(), expected(tiny(), words(20), config))
+
+
+def until(holds) -> None:
+    deadline = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < deadline, "it never came to hold"
+        time.sleep(0.002)
+
+
+def test_a_closed_stream_leaves_its_row_and_hears_no_more(engine):
+    reader = Reader()
+    engine.submit(words(20), SamplingConfig(seed=1, max_new_tokens=300), reader)
+    until(lambda: len(reader.pieces) > 3)
+    reader.closed = True
+    engine.wake()
+    until(lambda: engine.figures.running == 0)
+    assert not reader.ends
+
+
+def test_a_stream_that_is_closed_while_it_waits_is_never_prefilled(engine):
+    held = [Reader(credit=1) for _ in range(32)]
+    for reader in held:
+        engine.submit(words(3), SamplingConfig(seed=1, max_new_tokens=9), reader)
+    until(lambda: engine.figures.running == 32)
+    waiting, closed = Reader(), Reader()
+    for reader in (closed, waiting):
+        engine.submit(words(3), SamplingConfig(seed=1, max_new_tokens=2), reader)
+    closed.closed = held[7].closed = True
+    engine.wake()
+    waiting.wait()
+    assert not closed.prefilled
+    for reader in held:
+        reader.closed = True
+    engine.wake()
+    until(lambda: engine.figures.running == 0)
+
+
+def test_a_long_prompt_keeps_running_streams_waiting_for_one_chunk_at_most(engine, monkeypatch):
+    calls: list[str] = []
+    for module, name in ((batch_module, "decode_step"), (prefill_module, "prefill_chunk")):
+        original = getattr(module, name)
+        monkeypatch.setattr(
+            module, name, lambda *a, _f=original, _n=name, **k: (calls.append(_n), _f(*a, **k))[1]
+        )
+    running, long = Reader(), Reader()
+    engine.submit(words(9), SamplingConfig(seed=1, max_new_tokens=200), running)
+    until(lambda: len(running.pieces) > 2)
+    engine.submit(words(300), SamplingConfig(seed=1, max_new_tokens=2), long)
+    long.wait()
+    running.wait()
+    assert calls.count("prefill_chunk") == 1 + 5
+    assert "prefill_chunk prefill_chunk" not in " ".join(calls)
+
+
+def test_a_stream_that_is_closed_while_it_is_prefilled_stops_at_the_next_chunk(engine, monkeypatch):
+    closing, chunks = Reader(), []
+    original = prefill_module.prefill_chunk
+
+    def chunk(*arguments, **options):
+        chunks.append(1)
+        closing.closed = len(chunks) == 2
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(prefill_module, "prefill_chunk", chunk)
+    engine.submit(words(300), SamplingConfig(seed=1, max_new_tokens=9), closing)
+    until(lambda: closing.closed)
+    reader = Reader()
+    engine.submit(words(9), SamplingConfig(seed=1, max_new_tokens=2), reader)
+    reader.wait()
+    assert len(chunks) == 2 + 1
+    assert not closing.pieces
+
+
+def test_a_limit_below_the_rows_keeps_streams_waiting(engine):
+    engine.limit = 2
+    readers = [Reader() for _ in range(6)]
+    for reader in readers:
+        engine.submit(words(9), SamplingConfig(seed=1, max_new_tokens=60), reader)
+    most = 0
+    while not all(reader.ends for reader in readers):
+        most = max(most, engine.figures.running)
+        time.sleep(0.001)
+    engine.limit = 32
+    assert most <= 2
+    assert {tuple(reader.tokens) for reader in readers} == {tuple(readers[0].tokens)}
+
+
+def test_the_next_step_is_dispatched_before_the_last_is_waited_for(engine, monkeypatch):
+    calls: list[str] = []
+    for name in ("decode_step", "unpack"):
+        original = getattr(batch_module, name)
+        monkeypatch.setattr(
+            batch_module, name, lambda *a, _f=original, _n=name, **k: (calls.append(_n), _f(*a, **k))[1]
+        )
+    reader = Reader()
+    engine.submit(words(9), SamplingConfig(seed=1, max_new_tokens=4), reader)
+    reader.wait()
+    assert calls == ["decode_step", "unpack", "decode_step", "unpack", "decode_step", "unpack", "unpack"]
+
+
+def test_what_does_not_fit_the_programs_is_refused_at_once(engine):
+    wrong = {
+        "399 prompt tokens .2 = 401": (words(399), {"max_new_tokens": 2}),
+        "seed: None": (words(3), {"seed": None}),
+        "top_logprobs: 4": (words(3), {"top_logprobs": 4}),
+        "logit_bias: 65": (words(3), {"logit_bias": dict.fromkeys(range(65), 1.0)}),
+        "logit_bias: got token id 512": (words(3), {"logit_bias": {512: 1.0}}),
+        "eos_id: 17": (words(3), {"eos_id": tuple(range(17))}),
+    }
+    for message, (prompt, settings) in wrong.items():
+        with pytest.raises(SettingsError, match=message.replace(".", ".+")):
+            engine.submit(prompt, SamplingConfig(**{"seed": 1, "max_new_tokens": 2} | settings), Reader())
+
+
+class Broken:
+    """Stands for a function, and raises as many times as it is told."""
+
+    def __init__(self, original, error: Exception, times: int) -> None:
+        self.original, self.error, self.times = original, error, times
+
+    def __call__(self, *args, **kwargs):
+        if self.times > 0:
+            self.times -= 1
+            raise self.error
+        return self.original(*args, **kwargs)
+
+
+def test_a_prompt_that_fails_ends_alone(tiny, engine, monkeypatch):
+    running, failing, behind = Reader(), Reader(), Reader()
+    engine.submit(words(9), SamplingConfig(seed=1, max_new_tokens=100), running)
+    until(lambda: running.pieces)
+    broken = Broken(prefill_module.prefill_chunk, RuntimeError("out of memory"), 1)
+    monkeypatch.setattr(prefill_module, "prefill_chunk", broken)
+    for reader in (failing, behind):
+        engine.submit(words(9), SamplingConfig(seed=1, max_new_tokens=9), reader)
+    assert failing.wait().ends == ["prefill_failed"]
+    assert (behind.wait().ends, running.wait().ends) == (["length"], ["length"])
+    assert (
+        running.tokens
+        == expected(tiny(), words(9), SamplingConfig(seed=1, max_new_tokens=100)).tokens[0].tolist()
+    )
+
+
+def test_a_text_that_fails_ends_alone(engine, monkeypatch):
+    running, failing = Reader(), Reader()
+    engine.submit(words(9), SamplingConfig(seed=1, max_new_tokens=100), running)
+    until(lambda: running.pieces)
+    original = TextStream.push
+
+    def push(self, token):
+        if self._stop == ("fail",):
+            raise RuntimeError("no text")
+        return original(self, token)
+
+    monkeypatch.setattr(TextStream, "push", push)
+    engine.submit(words(9), SamplingConfig(seed=1, max_new_tokens=9, stop="fail"), failing)
+    assert failing.wait().ends == ["text_failed"]
+    assert running.wait().ends == ["length"]
+
+
+def test_a_step_that_fails_ends_all_that_run_once_and_the_next_stream_works(tiny, engine, monkeypatch):
+    running = [Reader() for _ in range(3)]
+    for reader in running:
+        engine.submit(words(9), SamplingConfig(seed=1, max_new_tokens=300), reader)
+    until(lambda: all(len(reader.pieces) > 3 for reader in running))
+    broken = Broken(batch_module.decode_step, RuntimeError("device lost"), 1)
+    monkeypatch.setattr(batch_module, "decode_step", broken)
+    for reader in running:
+        assert reader.wait().ends == ["step_failed"]
+    config = SamplingConfig(seed=1, max_new_tokens=9)
+    again = Reader()
+    engine.submit(words(9), config, again)
+    assert_same(again.wait(), expected(tiny(), words(9), config))
+    assert engine.alive
+
+
+def test_a_step_that_fails_again_and_again_ends_the_engine_and_all_streams(tiny, monkeypatch):
+    engine = Engine(tiny(), SIZES)
+    engine.start()
+    monkeypatch.setattr(
+        batch_module, "decode_step", Broken(batch_module.decode_step, RuntimeError("device lost"), 99)
+    )
+    readers = [Reader() for _ in range(6)]
+    for reader in readers:
+        engine.submit(words(200), SamplingConfig(seed=1, max_new_tokens=9), reader)
+    for reader in readers:
+        assert len(reader.wait().ends) == 1
+    until(lambda: not engine.alive)
+    assert {reader.ends[0] for reader in readers} <= {"step_failed", "engine_dead"}
+    with pytest.raises(EngineDeadError):
+        engine.submit(words(9), SamplingConfig(seed=1, max_new_tokens=9), Reader())
+    engine.close()
+
+
+def test_closing_ends_running_and_waiting_streams_and_a_full_queue_refuses(tiny):
+    engine = Engine(tiny(), SIZES)
+    engine.start()
+    readers = [Reader(credit=1) for _ in range(32 + 64)]
+    for number, reader in enumerate(readers):
+        until(lambda wanted=number: engine.figures.running >= min(wanted, 32))
+        engine.submit(words(3), SamplingConfig(seed=1, max_new_tokens=9), reader)
+    until(lambda: engine.figures.running == 32)
+    with pytest.raises(EngineBusyError):
+        engine.submit(words(3), SamplingConfig(seed=1, max_new_tokens=9), Reader())
+    engine.close()
+    assert all(reader.ends == ["engine_closed"] for reader in readers)
+    assert not engine.alive
