@@ -114,12 +114,21 @@ class RegistrySettings:
 
 
 @dataclass
+class TelemetrySettings:
+    enabled: bool = setting(True, "figures for Prometheus", "true or false")
+    prometheus_port: int = number(
+        9464, "where, on serve.host; 0: any free port", "an integer", Range(0, 65535)
+    )
+
+
+@dataclass
 class ServerSettings:
     defaults: list[Any] = field(default_factory=lambda: ["_self_", {"env": "base"}])
     model: ModelSettings = field(default_factory=ModelSettings)
     serve: ServeSettings = field(default_factory=ServeSettings)
     limits: LimitSettings = field(default_factory=LimitSettings)
     stream_registry: RegistrySettings = field(default_factory=RegistrySettings)
+    telemetry: TelemetrySettings = field(default_factory=TelemetrySettings)
 
 
 _ENVIRONMENTS: dict[str, dict[str, Any]] = {
