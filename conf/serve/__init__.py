@@ -27,7 +27,7 @@ class ServeSettings:
         "and the model's own context",
     )
     chunks: list[int] = number(
-        [32, 128],
+        [32, 64, 128],
         "sizes of the pieces in which prompts are fed, ascending, in tokens",
         "a list [a,b] of integers",
         Range(1, 65536),
