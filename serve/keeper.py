@@ -72,5 +72,5 @@ class Keeper:
     def _count_tokens(self) -> None:
         elapsed = time.monotonic() - self._counted
         if elapsed >= 1.0:
-            self._metrics.throughput(self._tokens, elapsed)
+            self._metrics.throughput(self._tokens / elapsed)
             self._tokens, self._counted = 0, time.monotonic()

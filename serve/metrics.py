@@ -1,6 +1,6 @@
 """What a server tells Prometheus. Counted on the event loop, read by the thread that answers scrapes."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -75,18 +75,19 @@ class Metrics:
 
     def begun(self, queued: float, first_token: float) -> None:
         """A stream's first token has come, so many seconds from its request."""
+        self._tokens.inc()
         self._queued.observe(queued)
         self._first.observe(first_token)
 
-    def gaps(self, seconds: Iterable[float]) -> None:
-        """Times between tokens."""
+    def gaps(self, seconds: Sequence[float]) -> None:
+        """More tokens have come, so many seconds behind the ones before them."""
+        self._tokens.inc(len(seconds))
         for gap in seconds:
             self._gaps.observe(gap)
 
-    def throughput(self, tokens: int, seconds: float) -> None:
-        """As many tokens were made in that time."""
-        self._tokens.inc(tokens)
-        self._throughput.set(tokens / seconds)
+    def throughput(self, tokens_per_second: float) -> None:
+        """Of all streams together, now."""
+        self._throughput.set(tokens_per_second)
 
     def ended(self, stream: Stream) -> None:
         """A stream has ended."""
