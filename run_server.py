@@ -7,7 +7,7 @@ from cli.command import DONE, leave, run_command
 from cli.generation import load
 from cli.interrupts import INTERRUPTED, Interrupts
 from cli.report import Report
-from cli.serving import check_installed, hub_config, listening_socket, url
+from cli.serving import check_installed, hub_config, listening_socket, metrics_server, url
 from conf.serve import SERVER, ServerSettings
 
 
@@ -22,7 +22,8 @@ def serve(settings: ServerSettings, report: Report, interrupts: Interrupts) -> i
     from serve.server import serve as serve_hub  # noqa: PLC0415
 
     hub = Hub(loaded, hub_config(settings))
-    report.line(f"listening on {url(listener)}")
+    metrics = metrics_server(settings, hub.metrics.registry)
+    report.line(f"listening on {url(listener)}" + (f" | metrics on {metrics}" if metrics else ""))
     report.begin("compiling, or fetching what was compiled before")
 
     def ready() -> None:

@@ -11,6 +11,8 @@ from cli.typed import UsageError, shorten
 from conf.serve import RegistrySettings, ServerSettings, ServeSettings
 
 if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
     from serve.adaptive_limit import LimitConfig
     from serve.hub import HubConfig
     from serve.stream_rules import StreamRules
@@ -54,7 +56,7 @@ def hub_config(settings: ServerSettings) -> "HubConfig":
 
 def check_installed() -> None:
     """Raises UsageError where what only the server needs is missing."""
-    for name in ("blake3", "httptools", "msgspec", "starlette", "uvicorn", "uvloop"):
+    for name in ("blake3", "httptools", "msgspec", "prometheus_client", "starlette", "uvicorn", "uvloop"):
         if importlib.util.find_spec(name) is None:
             raise UsageError(f"the server needs {name}; uv sync --extra serve installs it")
 
@@ -82,6 +84,24 @@ def listening_socket(settings: ServeSettings) -> socket.socket:
             f"serve.port: {settings.port} on {shorten(settings.host)}: {_reason(error)}"
         ) from None
     return listener
+
+
+def metrics_server(settings: ServerSettings, registry: "CollectorRegistry") -> str | None:
+    """Answer scrapes in a thread of its own; returns where, or None where it is switched off.
+
+    Raises:
+        UsageError: the address is not to be had.
+    """
+    from prometheus_client import start_http_server  # noqa: PLC0415
+
+    if not settings.telemetry.enabled:
+        return None
+    port, host = settings.telemetry.prometheus_port, settings.serve.host
+    try:
+        server, _ = start_http_server(port, host, registry)
+    except OSError as error:
+        raise UsageError(f"telemetry.prometheus_port: {port}: {_reason(error)}") from None
+    return f"http://{host}:{server.server_port}/metrics"
 
 
 def url(listener: socket.socket) -> str:

@@ -14,7 +14,8 @@ from serve.chat_frames import ChatWords, chat_frames, failure
 from serve.chat_request import ChatRequest, StreamRequest, parse
 from serve.chunks import ChunkConfig
 from serve.events import Delta, End, Error
-from serve.hub import Hub, Live
+from serve.hub import Hub
+from serve.live import Live
 from serve.problems import Problem
 from serve.sse import EventStreamResponse, disconnected, event_frames
 from serve.stream import MovedOnError
@@ -33,7 +34,7 @@ def make_app(hub: Hub) -> Starlette:
         Route("/health", api.health),
         Route("/ready", api.ready),
     ]
-    return Starlette(routes=routes, exception_handlers={Problem: _answer_problem})
+    return Starlette(routes=routes, exception_handlers={Problem: api.problem})
 
 
 class Api:
@@ -58,6 +59,7 @@ class Api:
         last = request.headers.get("last-event-id")
         if last is not None:
             live, after = self._resumed(last)
+            self._hub.metrics.resumes.inc()
         else:
             body = parse(await self._body(request), StreamRequest)
             live, after = await self._hub.open(body, _ANYBODY, _chunks(body)), 0
@@ -94,6 +96,12 @@ class Api:
     async def ready(self, request: Request) -> Response:
         """Whether streams may come."""
         return _json({"ready": self._hub.ready}, 200 if self._hub.ready else 503)
+
+    async def problem(self, _: Request, problem: Exception) -> Response:
+        """Every refusal."""
+        assert isinstance(problem, Problem)
+        self._hub.metrics.rejected.labels(problem.code).inc()
+        return _json(problem.body, problem.status, problem.headers)
 
     async def _body(self, request: Request) -> bytes:
         allowed, body = self._hub.config.limits.body_bytes, bytearray()
@@ -147,8 +155,3 @@ def _chunks(body: StreamRequest) -> ChunkConfig:
 
 def _json(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     return Response(msgspec.json.encode(content), status, headers, "application/json")
-
-
-async def _answer_problem(_: Request, problem: Exception) -> Response:
-    assert isinstance(problem, Problem)
-    return _json(problem.body, problem.status, problem.headers)

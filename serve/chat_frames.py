@@ -6,7 +6,8 @@ from typing import Any
 import msgspec
 
 from serve.events import Delta, End, Error, Event, Start, TokenLogprob, Usage
-from serve.hub import Hub, Live
+from serve.hub import Hub
+from serve.live import Live
 
 _encode = msgspec.json.Encoder().encode
 _ERROR = "server_error"

@@ -9,6 +9,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
+from jaxtyping import Array
+
 from models.load import LoadedModel
 from sample.config import SamplingConfig
 from serve.batch import Batch, Output
@@ -17,6 +19,7 @@ from serve.job import Consumer, Job, check_job
 from serve.pictures import PictureCache
 from serve.prefill import Device, Prefill
 from serve.prompt import PreparedPrompt
+from serve.rows import Rows
 from serve.warm_up import warm_up
 
 _log = logging.getLogger(__name__)
@@ -164,7 +167,7 @@ class Engine:
             self._woken = False
 
     def _turn(self) -> bool:
-        """One step of all rows and one piece of a prompt; the tokens of the turn before are handed over.
+        """One step of all rows and a chunk of prompts; the tokens of the turn before are handed over.
 
         Returns:
             Whether there is anything to do.
@@ -174,7 +177,7 @@ class Engine:
         try:
             self._batch.drop_ended()
             self._send(self._batch.step())
-            self._feed()
+            self._feed_some()
         except RuntimeError as error:  # JAX's kind, for the device; the tokens before it are whole
             failure = error
         failure = self._hand_over(ahead) or failure
@@ -201,10 +204,20 @@ class Engine:
             return error
         return None
 
-    def _feed(self) -> None:
-        """One piece of the prompt that is being fed, or of the next one; at its end it gets its row."""
-        prefill, self._prefill = self._prefill or self._next_prefill(), None
-        if prefill is None or prefill.job.over:
+    def _feed_some(self) -> None:
+        """As much of the prompts as the largest chunk computes: of one long one, or of several short ones."""
+        left = self.config.chunks[-1]
+        while (prefill := self._prefill or self._next_prefill()) is not None:
+            self._prefill = prefill
+            left -= prefill.cost
+            if left < 0:
+                return
+            self._feed(prefill)
+
+    def _feed(self, prefill: Prefill) -> None:
+        """One piece of a prompt; at its end the stream gets its row."""
+        self._prefill = None
+        if prefill.job.over:
             return
         try:
             filled = prefill.advance()
@@ -214,11 +227,13 @@ class Engine:
             return
         if filled is None:
             self._prefill = prefill
-            return
-        row, packed = filled
-        prefill.job.dispatched()
-        self._batch.add(prefill.job, row)
-        self._send(Output(packed, [(0, prefill.job)], of_step=False))
+        else:
+            self._join(prefill.job, *filled)
+
+    def _join(self, job: Job, row: Rows, packed: Array) -> None:
+        job.dispatched()
+        self._batch.add(job, row)
+        self._send(Output(packed, [(0, job)], of_step=False))
 
     def _next_prefill(self) -> Prefill | None:
         with self._condition:

@@ -18,8 +18,8 @@ class EngineConfig:
         rows: sizes of the batch, ascending; the last is how many streams run at once. A batch takes the
             smallest that holds its streams.
         context: prompt and answer of one stream together, in tokens; at most the model's own context.
-        chunks: sizes of the pieces in which prompts are fed, ascending, in tokens. Running streams wait for
-            one piece at most.
+        chunks: sizes of the pieces in which prompts are fed, ascending, in tokens. Between
+            two steps of running streams comes what the largest computes, and no more.
         waiting: streams that may wait for a row.
         pictures: widths and heights of pictures whose programs are compiled before the first stream comes;
             one of another number of patches compiles its own, and running streams wait for that.
@@ -34,7 +34,7 @@ class EngineConfig:
 
     rows: tuple[int, ...] = (1, 4, 16, 32, 50)
     context: int = 2048
-    chunks: tuple[int, ...] = (32, 128)
+    chunks: tuple[int, ...] = (32, 64, 128)
     waiting: int = 64
     pictures: tuple[tuple[int, int], ...] = ((256, 256), (256, 224), (256, 192))
     picture_bytes: int = 256 * 2**20

@@ -1,8 +1,6 @@
 """All streams of a server, on the event loop: they are opened, found, read, and forgotten."""
 
 import asyncio
-import itertools
-import logging
 import secrets
 import time
 from collections.abc import AsyncIterator
@@ -18,13 +16,15 @@ from serve.engine import Engine, EngineBusyError, EngineDeadError
 from serve.engine_config import EngineConfig
 from serve.events import Event, Start
 from serve.handoff import Handoff
+from serve.keeper import Keeper
+from serve.live import Live
+from serve.metrics import Metrics, Reading
 from serve.prepare import RequestLimits, prepare
 from serve.problems import Problem
 from serve.stream import Stream
 from serve.stream_rules import StreamRules
 
-_log = logging.getLogger(__name__)
-_TICK = 0.05  # seconds
+_LOOK = 0.05  # seconds
 _PREPARERS = 2  # threads that decode pictures and make tokens
 
 
@@ -46,22 +46,6 @@ class HubConfig:
             raise SettingsError(f"max_streams: {most}; allowed: up to {rows}, the most rows")
 
 
-class Live:
-    """A stream, its reader's bell, and whose it is."""
-
-    def __init__(self, stream: Stream, news: asyncio.Event, owner: str, resumable: bool) -> None:
-        self.stream, self.news = stream, news
-        self.owner, self.resumable = owner, resumable
-        self.told = time.monotonic()  # when its reader last got something
-        self.over: float | None = None  # since when it has ended
-        self.begun = False  # its first token was seen
-
-    @property
-    def id(self) -> str:
-        """Its public name."""
-        return self.stream.start.stream
-
-
 class Hub:
     """Owns the engine. All methods are of the loop on which it was started."""
 
@@ -73,8 +57,10 @@ class Hub:
         self.engine = Engine(loaded, self.config.engine)
         self.limit = AdaptiveLimit(self.config.streams, time.monotonic())
         self.engine.limit = self.limit.limit
-        self._ticking: asyncio.Task | None = None
         self._live: dict[str, Live] = {}
+        self.metrics = Metrics(self._reading)
+        self._keeper = Keeper(self._live, self.engine, self.limit, self.metrics)
+        self._ticking: asyncio.Task | None = None
         self._pool = ThreadPoolExecutor(_PREPARERS, thread_name_prefix="prepare")
 
     @property
@@ -96,14 +82,14 @@ class Hub:
         """Compile all programs and begin to take streams. Raises EngineDeadError where that fails."""
         self._handoff = Handoff()
         await asyncio.to_thread(self.engine.start, self._handoff.flush)
-        self._ticking = asyncio.create_task(self._tick())
+        self._ticking = asyncio.create_task(self._keeper.run(self.config.heartbeat, self.config.retained))
 
     async def drain(self, deadline: float) -> None:
         """Take no new streams, and wait for those that run, as many seconds as that."""
         self.draining = True
         until = time.monotonic() + deadline
         while self.active and time.monotonic() < until:
-            await asyncio.sleep(_TICK)
+            await asyncio.sleep(_LOOK)
 
     async def close(self) -> None:
         """End all streams with an error, and the engine."""
@@ -154,6 +140,7 @@ class Hub:
             raise Problem(503, "unavailable", "the model is out of order", retry_after=30) from None
         live = Live(stream, news, owner, resumable=chunks is not None)
         self._live[live.id] = live
+        self.metrics.started.inc()
         return live
 
     def find(self, stream_id: str, owner: str) -> Live:
@@ -181,8 +168,9 @@ class Hub:
                 beat = stream.heartbeat()
                 if events:
                     after = events[-1].id or after
-                elif beat is not None and self._silent(live):
+                elif beat is not None and live.silent(self.config.heartbeat):
                     events = [beat]
+                    self.metrics.heartbeats.inc()
                 if events:
                     live.told = time.monotonic()
                     yield events
@@ -208,44 +196,17 @@ class Hub:
         if not self.engine.alive:
             raise Problem(503, "unavailable", "the model is out of order", retry_after=30)
 
-    def _silent(self, live: Live) -> bool:
-        return time.monotonic() - live.told >= self.config.heartbeat
-
-    async def _tick(self) -> None:
-        for round_ in itertools.count():
-            await asyncio.sleep(_TICK)
-            self._adjust()
-            for live in list(self._live.values()):
-                live.stream.tick()
-                self._observe(live)
-                self._retire(live)
-                if self._silent(live):
-                    live.news.set()
-                if live.stream.slow and round_ % 20 == 0:
-                    _log.warning("slow consumer: stream %s, %d unacked", live.id, live.stream.unacked)
-
-    def _adjust(self) -> None:
-        limit = self.limit.adjust(self.engine.figures.running, time.monotonic())
-        if limit != self.engine.limit:
-            self.engine.limit = limit
-            self.engine.wake()
-
-    def _observe(self, live: Live) -> None:
-        """Once, how long a stream was queued, and how long its first token took from there."""
-        timings = live.stream.timings
-        if live.begun or timings.first_token is None or timings.queued is None:
-            return
-        live.begun = True
-        now = time.monotonic()
-        self.limit.queued.add(timings.queued, now)
-        self.limit.ttft.add(timings.first_token - timings.queued, now)
-
-    def _retire(self, live: Live) -> None:
-        if not live.stream.closed:
-            return
-        now = time.monotonic()
-        if live.over is None:
-            live.over = now
-            self.limit.lasting.add(live.stream.timings.total, now)
-        if now - live.over > self.config.retained:
-            del self._live[live.id]
+    def _reading(self) -> Reading:
+        """By another thread."""
+        figures, streams = self.engine.figures, [live.stream for live in list(self._live.values())]
+        return Reading(
+            active=sum(not stream.closed for stream in streams),
+            waiting=figures.waiting,
+            running=figures.running,
+            rows=figures.rows,
+            limit=self.limit.limit,
+            unacked=sum(stream.unacked for stream in streams if not stream.closed),
+            picture_bytes=figures.picture_bytes,
+            picture_hits=figures.picture_hits,
+            picture_misses=figures.picture_misses,
+        )

@@ -22,6 +22,9 @@ class PictureCache:
         self._model, self._params, self._budget = model, params, budget
         self._held: OrderedDict[bytes, VisionEmbeddings] = OrderedDict()
 
+    def __contains__(self, picture: PreparedPicture) -> bool:
+        return picture.key in self._held
+
     def get(self, picture: PreparedPicture) -> VisionEmbeddings | None:
         """Its embeddings, if they are held."""
         found = self._held.get(picture.key)

@@ -64,14 +64,21 @@ class Prefill:
         self._seen: list[VisionEmbeddings] = []
         self._fed = 0
 
+    @property
+    def cost(self) -> int:
+        """Of the next piece, in tokens; a picture counts as the largest chunk."""
+        chunks = self._device.config.chunks
+        if any(p not in self._pictures for p in self.job.prompt.pictures[len(self._seen) :]):
+            return chunks[-1]
+        return chunk_size(chunks, len(self.job.prompt.tokens) - self._fed)
+
     def advance(self) -> tuple[Rows, Array] | None:
         """Encode one picture that is not known yet, or feed one chunk.
 
         Returns:
             Behind the last chunk the filled row, and the packed output of its first token; None before.
         """
-        encoded = self._encode_next()
-        return None if encoded else self._feed()
+        return None if self._encode_next() else self._feed()
 
     def _encode_next(self) -> bool:
         """Whether there was a picture to encode."""

@@ -8,7 +8,8 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from serve.events import Event
-from serve.hub import Hub, Live
+from serve.hub import Hub
+from serve.live import Live
 from serve.stream import MovedOnError, SupersededError
 
 _encode = msgspec.json.Encoder().encode

@@ -82,6 +82,8 @@ class Stream:
         self._tokens = self._shown = 0  # that came, and that are in deltas
         self._phase: Phase = "queued"
         self._paused = False
+        self.stalls = 0  # how often there was no credit
+        self._gaps: list[float] = []  # seconds between tokens, that nobody has taken yet
         self._reader = 0  # the newest one's ticket
         self._begun = self._last = clock()
         self._prefilled: float | None = None
@@ -111,9 +113,12 @@ class Stream:
         with self._lock:
             if self.closed:
                 return
-            self._last = now = self._clock()
+            now = self._clock()
             if self._first is None:
                 self._first, self._phase = now, "decode"
+            else:
+                self._gaps.append(now - self._last)
+            self._last = now
             self._tokens += 1
             for pieces in self._chunker.push(piece, now):
                 self._show(pieces)
@@ -252,6 +257,12 @@ class Stream:
             tokens_per_second=behind / elapsed if elapsed > 0 else None,
         )
 
+    def take_gaps(self) -> list[float]:
+        """The times between tokens, in seconds, since this was last asked."""
+        with self._lock:
+            gaps, self._gaps = self._gaps, []
+        return gaps
+
     @property
     def unacked(self) -> int:
         """Deltas that were sent and not acknowledged."""
@@ -311,6 +322,7 @@ class Stream:
     def _watch_credit(self, now: float) -> None:
         if self._stalled is None and not self._credits.room(0):
             self._stalled = now
+            self.stalls += 1
 
     def _credit_came(self) -> None:
         if self._stalled is not None and self._credits.room(0):

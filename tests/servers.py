@@ -15,6 +15,7 @@ from tests.commands import start
 
 SMALL = (
     "serve.port=0",
+    "telemetry.prometheus_port=0",
     "serve.rows=[4]",
     "serve.chunks=[64]",
     "serve.context=512",
@@ -47,6 +48,13 @@ class Server:
     def health(self) -> dict:
         """The server's figures."""
         return httpx.get(f"{self.url}/health").raise_for_status().json()
+
+    def metrics(self) -> dict[str, float]:
+        """What Prometheus would read, by name and labels."""
+        found = re.search(r"metrics on (\S+)", "".join(self.lines))
+        assert found is not None
+        lines = httpx.get(found[1]).raise_for_status().text.splitlines()
+        return {k: float(v) for k, v in (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))}
 
     def until_idle(self) -> None:
         """Wait until no stream has a row."""

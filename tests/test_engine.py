@@ -288,6 +288,28 @@ def test_a_long_prompt_keeps_running_streams_waiting_for_one_chunk_at_most(engin
     assert "prefill_chunk prefill_chunk" not in " ".join(calls)
 
 
+def test_short_prompts_share_what_a_long_one_may_cost_between_two_steps(engine, monkeypatch):
+    calls: list[int] = []
+    for module, name, width in (
+        (batch_module, "decode_step", lambda *_: 0),
+        (prefill_module, "prefill_chunk", lambda *arguments: arguments[3].tokens.shape[1]),
+    ):
+        original = getattr(module, name)
+        monkeypatch.setattr(
+            module, name, lambda *a, _f=original, _w=width, **k: (calls.append(_w(*a)), _f(*a, **k))[1]
+        )
+    running, short = Reader(), [Reader() for _ in range(9)]
+    engine.submit(words(9), SamplingConfig(seed=1, max_new_tokens=300), running)
+    until(lambda: len(running.pieces) > 2)
+    for reader in short:
+        engine.submit(words(9), SamplingConfig(seed=1, max_new_tokens=2), reader)
+    for reader in (*short, running):
+        reader.wait()
+    between = "".join("|" if width == 0 else "c" for width in calls).split("|")
+    assert max(map(len, between)) <= 64 // 16
+    assert sum(calls) == 10 * 16
+
+
 def test_a_stream_that_is_closed_while_it_is_prefilled_stops_at_the_next_chunk(engine, monkeypatch):
     closing, chunks = Reader(), []
     original = prefill_module.prefill_chunk

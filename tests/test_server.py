@@ -340,6 +340,38 @@ def test_models_health_and_readiness(server, client):
     assert httpx.get(f"{server.url}/nowhere").status_code == 404
 
 
+def ends(metrics: dict[str, float]) -> float:
+    names = ("saccade_streams_completed", "saccade_stream_cancellations", "saccade_stream_errors")
+    return sum(value for key, value in metrics.items() if key.startswith(tuple(f"{n}_total" for n in names)))
+
+
+def test_metrics_add_up(server, client):
+    until(lambda: ends(server.metrics()) == server.metrics()["saccade_streams_started_total"])
+    before = server.metrics()
+    events = told(stream(server))
+    told(stream(server, events[3]["id"]))
+    assert stream(server, temperature=-1).status_code == 400
+    chunks = client.chat.completions.create(stream=True, model="x", **LONG)
+    while not next(iter(chunks)).choices[0].delta.content:
+        pass
+    chunks.close()
+    until(lambda: server.metrics()["saccade_streams_active"] == 0)
+    until(lambda: ends(server.metrics()) == server.metrics()["saccade_streams_started_total"])
+    after = server.metrics()
+
+    def more(name: str) -> float:
+        return after.get(name, 0.0) - before.get(name, 0.0)
+
+    assert more("saccade_streams_started_total") == 2
+    assert more('saccade_stream_cancellations_total{cause="disconnect"}') == 1
+    assert more("saccade_stream_resumes_total") == 1
+    assert more('saccade_requests_rejected_total{code="invalid_value"}') == 1
+    assert more("saccade_stream_ttft_seconds_count") == 2
+    assert more("saccade_tokens_total") > events[-1]["usage"]["completion_tokens"]
+    assert more("saccade_tokens_total") == more("saccade_stream_inter_token_seconds_count") + 2
+    assert after["saccade_rows_running"] == after["saccade_unacked_chunks"] == 0
+
+
 def test_sigterm_lets_streams_end_and_takes_no_new_ones(tiny_directory, env, server):
     with running(tiny_directory(), env, *SMALL, wait=False) as own:
         loading = httpx.post(f"{own.url}/v1/stream", json={"messages": asked("a")})
@@ -355,6 +387,19 @@ def test_sigterm_lets_streams_end_and_takes_no_new_ones(tiny_directory, env, ser
             assert (refused.status_code, refused.headers["retry-after"]) == (503, "5")
             end = [line for line in lines if line.startswith("data: ")][-1]
         assert json.loads(end.removeprefix("data: "))["finish_reason"] == "length"
+        assert own.process.wait(30) == 0
+
+
+def test_what_does_not_end_in_time_gets_an_error_when_the_server_stops(tiny_directory, env):
+    with running(tiny_directory(), env, *SMALL, "serve.drain_timeout_ms=0") as own:
+        body = LONG | {"logprobs": True, "top_logprobs": 20}  # long enough to be cut off
+        with httpx.stream("POST", f"{own.url}/v1/stream", json=body, timeout=60) as response:
+            lines = response.iter_lines()
+            while "delta" not in next(lines):
+                pass
+            own.process.send_signal(signal.SIGTERM)
+            end = json.loads([line for line in lines if line.startswith("data: ")][-1][6:])
+        assert (end["event"], end["code"]) == ("error", "engine_closed")
         assert own.process.wait(30) == 0
 
 

@@ -27,7 +27,7 @@ class ServeSettings:
         "and the model's own context",
     )
     chunks: list[int] = number(
-        [32, 128],
+        [32, 64, 128],
         "sizes of the pieces in which prompts are fed, ascending, in tokens",
         "a list [a,b] of integers",
         Range(1, 65536),
@@ -114,12 +114,21 @@ class RegistrySettings:
 
 
 @dataclass
+class TelemetrySettings:
+    enabled: bool = setting(True, "figures for Prometheus", "true or false")
+    prometheus_port: int = number(
+        9464, "where, on serve.host; 0: any free port", "an integer", Range(0, 65535)
+    )
+
+
+@dataclass
 class ServerSettings:
     defaults: list[Any] = field(default_factory=lambda: ["_self_", {"env": "base"}])
     model: ModelSettings = field(default_factory=ModelSettings)
     serve: ServeSettings = field(default_factory=ServeSettings)
     limits: LimitSettings = field(default_factory=LimitSettings)
     stream_registry: RegistrySettings = field(default_factory=RegistrySettings)
+    telemetry: TelemetrySettings = field(default_factory=TelemetrySettings)
 
 
 _ENVIRONMENTS: dict[str, dict[str, Any]] = {

@@ -1,0 +1,76 @@
+"""What time does to a server's streams: they are given up, counted, and forgotten; the limit follows."""
+
+import asyncio
+import itertools
+import logging
+import time
+
+from serve.adaptive_limit import AdaptiveLimit
+from serve.engine import Engine
+from serve.live import Live
+from serve.metrics import Metrics
+
+_log = logging.getLogger(__name__)
+_TICK = 0.05  # seconds
+_WARNINGS = 20  # ticks between two about the same stream
+
+
+class Keeper:
+    """Looks after all streams, on the event loop."""
+
+    def __init__(self, live: dict[str, Live], engine: Engine, limit: AdaptiveLimit, metrics: Metrics) -> None:
+        self._live, self._engine, self._limit, self._metrics = live, engine, limit, metrics
+        self._tokens, self._counted = 0, time.monotonic()  # made since then
+
+    async def run(self, heartbeat: float, retained: float) -> None:
+        """Until it is cancelled. Seconds: of silence before a sign of life; that an ended stream is kept."""
+        for tick in itertools.count():
+            await asyncio.sleep(_TICK)
+            self._adjust()
+            for live in list(self._live.values()):
+                live.stream.tick()
+                self._observe(live)
+                self._retire(live, retained)
+                if live.silent(heartbeat):
+                    live.news.set()
+                if tick % _WARNINGS == 0 and live.stream.slow and not live.stream.closed:
+                    _log.warning("slow consumer: stream %s, %d unacked", live.id, live.stream.unacked)
+            self._count_tokens()
+
+    def _adjust(self) -> None:
+        limit = self._limit.adjust(self._engine.figures.running, time.monotonic())
+        if limit != self._engine.limit:
+            self._engine.limit = limit
+            self._engine.wake()
+
+    def _observe(self, live: Live) -> None:
+        """How long it was between tokens; once, how long until the first one."""
+        gaps = live.stream.take_gaps()
+        self._metrics.gaps(gaps)
+        self._tokens += len(gaps)
+        timings = live.stream.timings
+        if live.begun or timings.first_token is None or timings.queued is None:
+            return
+        live.begun = True
+        self._tokens += 1
+        self._metrics.begun(timings.queued, timings.first_token)
+        now = time.monotonic()
+        self._limit.queued.add(timings.queued, now)
+        self._limit.ttft.add(timings.first_token - timings.queued, now)
+
+    def _retire(self, live: Live, retained: float) -> None:
+        if not live.stream.closed:
+            return
+        now = time.monotonic()
+        if live.over is None:
+            live.over = now
+            self._metrics.ended(live.stream)
+            self._limit.lasting.add(live.stream.timings.total, now)
+        if now - live.over > retained:
+            del self._live[live.id]
+
+    def _count_tokens(self) -> None:
+        elapsed = time.monotonic() - self._counted
+        if elapsed >= 1.0:
+            self._metrics.throughput(self._tokens / elapsed)
+            self._tokens, self._counted = 0, time.monotonic()

@@ -1,0 +1,26 @@
+"""A stream that a server holds, with what only the server knows of it."""
+
+import asyncio
+import time
+
+from serve.stream import Stream
+
+
+class Live:
+    """A stream, its reader's bell, and whose it is."""
+
+    def __init__(self, stream: Stream, news: asyncio.Event, owner: str, resumable: bool) -> None:
+        self.stream, self.news = stream, news
+        self.owner, self.resumable = owner, resumable
+        self.told = time.monotonic()  # when its reader last got something
+        self.over: float | None = None  # since when it has ended
+        self.begun = False  # its first token was seen
+
+    @property
+    def id(self) -> str:
+        """Its public name."""
+        return self.stream.start.stream
+
+    def silent(self, seconds: float) -> bool:
+        """Whether its reader has got nothing for so long."""
+        return time.monotonic() - self.told >= seconds

@@ -1,0 +1,128 @@
+"""What a server tells Prometheus. Counted on the event loop, read by the thread that answers scrapes."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from serve.events import End, Error
+from serve.stream import Stream
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+_GAPS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
+
+
+class Reading(NamedTuple):
+    """What is true at the moment of a scrape."""
+
+    active: int
+    waiting: int
+    running: int
+    rows: int
+    limit: int
+    unacked: int
+    picture_bytes: int
+    picture_hits: int
+    picture_misses: int
+
+
+class Metrics:
+    """Every stream that is started is told of once more, by `ended`: started = all ends + active."""
+
+    def __init__(self, read: Callable[[], Reading]) -> None:
+        self.registry = registry = CollectorRegistry()
+        self.started = Counter("saccade_streams_started", "Streams that were queued.", registry=registry)
+        self.resumes = Counter("saccade_stream_resumes", "Readers that came back.", registry=registry)
+        self.heartbeats = Counter("saccade_stream_heartbeats", "Signs of life.", registry=registry)
+        self.rejected = Counter(
+            "saccade_requests_rejected", "Requests that were no stream.", ["code"], registry=registry
+        )
+        self._completed = Counter(
+            "saccade_streams_completed", "Streams that came to an end.", ["finish_reason"], registry=registry
+        )
+        self._cancelled = Counter(
+            "saccade_stream_cancellations", "Streams that were cancelled.", ["cause"], registry=registry
+        )
+        self._failed = Counter("saccade_stream_errors", "Streams that failed.", ["code"], registry=registry)
+        self._tokens = Counter("saccade_tokens", "Tokens that were made.", registry=registry)
+        self._stalls = Counter(
+            "saccade_stream_credit_stalls", "How often a stream stood still for an ack.", registry=registry
+        )
+        self._first = Histogram(
+            "saccade_stream_ttft_seconds",
+            "From the request to the first token.",
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._queued = Histogram(
+            "saccade_stream_queue_seconds",
+            "From the request to the beginning of its prompt.",
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._gaps = Histogram(
+            "saccade_stream_inter_token_seconds",
+            "Between two tokens of a stream.",
+            buckets=_GAPS,
+            registry=registry,
+        )
+        self._throughput = Gauge(
+            "saccade_stream_throughput", "Tokens per second of all streams.", registry=registry
+        )
+        registry.register(_Now(read))
+
+    def begun(self, queued: float, first_token: float) -> None:
+        """A stream's first token has come, so many seconds from its request."""
+        self._tokens.inc()
+        self._queued.observe(queued)
+        self._first.observe(first_token)
+
+    def gaps(self, seconds: Sequence[float]) -> None:
+        """More tokens have come, so many seconds behind the ones before them."""
+        self._tokens.inc(len(seconds))
+        for gap in seconds:
+            self._gaps.observe(gap)
+
+    def throughput(self, tokens_per_second: float) -> None:
+        """Of all streams together, now."""
+        self._throughput.set(tokens_per_second)
+
+    def ended(self, stream: Stream) -> None:
+        """A stream has ended."""
+        self._stalls.inc(stream.stalls)
+        if isinstance(stream.end, Error):
+            self._failed.labels(stream.end.code).inc()
+        elif isinstance(stream.end, End) and stream.end.finish_reason == "cancelled":
+            self._cancelled.labels(stream.end.cause or "client").inc()
+        elif isinstance(stream.end, End):
+            self._completed.labels(stream.end.finish_reason).inc()
+
+
+class _Now(Collector):
+    """What is asked for at each scrape."""
+
+    def __init__(self, read: Callable[[], Reading]) -> None:
+        self._read = read
+
+    def collect(self) -> Iterator[Metric]:
+        reading = self._read()
+        for name, text, value in (
+            ("saccade_streams_active", "Streams that have not ended.", reading.active),
+            ("saccade_queue_depth", "Streams that wait for a row.", reading.waiting),
+            ("saccade_rows_running", "Rows that have a stream.", reading.running),
+            ("saccade_rows", "Rows that a step computes.", reading.rows),
+            ("saccade_stream_limit", "Streams that may run at once.", reading.limit),
+            ("saccade_unacked_chunks", "Chunks on their way to readers.", reading.unacked),
+            ("saccade_picture_cache_bytes", "Memory of pictures that were seen.", reading.picture_bytes),
+        ):
+            yield GaugeMetricFamily(name, text, value)
+        for name, text, value in (
+            ("saccade_picture_cache_hits", "Pictures that were known.", reading.picture_hits),
+            ("saccade_picture_cache_misses", "Pictures that were not.", reading.picture_misses),
+        ):
+            yield CounterMetricFamily(name, text, value)
+
+    def describe(self) -> list[Metric]:
+        return []
