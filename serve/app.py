@@ -16,6 +16,7 @@ from serve.chunks import ChunkConfig
 from serve.events import Delta, End, Error
 from serve.hub import Hub
 from serve.live import Live
+from serve.page import page_routes
 from serve.problems import Problem
 from serve.sse import EventStreamResponse, disconnected, event_frames
 from serve.stream import MovedOnError
@@ -33,6 +34,7 @@ def make_app(hub: Hub) -> Starlette:
         Route("/v1/models", api.models),
         Route("/health", api.health),
         Route("/ready", api.ready),
+        *page_routes(),
     ]
     return Starlette(routes=routes, exception_handlers={Problem: api.problem})
 

@@ -1,0 +1,255 @@
+"""The page in a real browser, against the real server."""
+
+import io
+import json
+import os
+import shutil
+
+import httpx
+import pytest
+
+from tests.proxy import proxied
+from tests.servers import SMALL, running, warm_environment
+from tests.test_server import SETTINGS, expected, picture
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@pytest.fixture(scope="module")
+def env(tmp_path_factory):
+    return warm_environment(tmp_path_factory.mktemp("page") / "cache")
+
+
+@pytest.fixture(scope="module")
+def server(tiny_directory, env):
+    with running(tiny_directory(), env, *SMALL, "serve.context=1024") as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api")
+    if CHROMIUM is None:
+        pytest.skip("there is no chromium; apt-get install chromium")
+    unconfined = ["--no-sandbox"] if os.geteuid() == 0 else []
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=unconfined)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(browser):
+    """`visit(url)`: the page, which must ask no other host and say no error."""
+    contexts = []
+
+    def open_page(url: str, **options):
+        context = browser.new_context(**options)
+        page = context.new_page()
+        asked, errors = [], []
+
+        def note(message):
+            if "Content Security Policy" in message.text:
+                errors.append(message.text)
+
+        page.on("request", lambda request: asked.append(request.url))
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("console", note)
+        contexts.append((url, context, asked, errors))
+        page.goto(url)
+        page.get_by_role("button", name="Example: panda climbing").wait_for()
+        return page
+
+    yield open_page
+    for url, context, asked, errors in contexts:
+        context.close()
+        assert not [other for other in asked if not other.startswith((url, "data:"))]
+        assert not errors
+
+
+def choose(page, image) -> None:
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    content = {"name": "mine.png", "mimeType": "image/png", "buffer": file.getvalue()}
+    page.get_by_label("Choose a picture").set_input_files(content)
+    page.get_by_alt_text("Your picture: mine.png").wait_for()
+
+
+def settings(page, tokens: int) -> None:
+    page.get_by_text("Settings").click()
+    for label, value in (
+        ("Temperature", SETTINGS["temperature"]),
+        ("Seed", SETTINGS["seed"]),
+        ("Most", tokens),
+    ):
+        page.get_by_label(label).fill(str(value))
+
+
+def ask(page, question: str) -> None:
+    page.get_by_label("Question").fill(question)
+    page.get_by_role("button", name="Ask").click()
+
+
+def shown(page) -> tuple[str, dict[str, str]]:
+    """The newest answer's text and figures, when it is whole."""
+    answer = page.locator("article").first
+    answer.locator(".answer[aria-busy=false]").wait_for()
+    figures = answer.locator("[data-figure]").evaluate_all(
+        "all => Object.fromEntries(all.map(one => [one.dataset.figure, one.textContent]))"
+    )
+    return answer.locator(".answer").evaluate("one => one.textContent"), figures
+
+
+def make_long(page) -> None:
+    """What is asked from here on takes a second or more: no end token is drawn."""
+
+    def lengthen(route):
+        body = json.loads(route.request.post_data or "{}")
+        body |= {"max_completion_tokens": 450, "logit_bias": {"507": -100, "505": -100}}
+        route.continue_(post_data=json.dumps(body))
+
+    page.route("**/v1/stream", lengthen)
+
+
+def test_the_page_is_one_file_that_may_run_nothing_else(server):
+    page = httpx.get(server.url)
+    policy = page.headers["content-security-policy"]
+    assert page.headers["content-type"].startswith("text/html")
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    assert "://" not in page.text.replace("http://www.w3.org/2000/svg", "")
+    names = httpx.get(f"{server.url}/examples").json()["data"]
+    assert len(names) == 5
+    for name in names:
+        assert httpx.get(f"{server.url}/examples/{name}").headers["content-type"] == "image/png"
+    for name in ("../README.md", "%2e%2e/README.md", "..%2f..%2fREADME.md", "/etc/passwd", "none.png"):
+        assert httpx.get(f"{server.url}/examples/{name}").status_code == 404
+
+
+@pytest.mark.browser
+def test_the_page_shows_what_sample_gives_tints_it_and_asks_again(tiny, server, visit):
+    page = visit(server.url)
+    choose(page, picture())
+    settings(page, 40)
+    _, result = expected(tiny(), "What's this?", picture(), max_new_tokens=40, **SETTINGS)
+    ask(page, "What's this?")
+    text, figures = shown(page)
+    assert text == result.texts[0]
+    assert (figures["finish"], figures["tokens"]) == (result.finish_reasons[0], str(result.lengths[0]))
+    assert figures["first"].endswith(" s")
+    assert figures["speed"].endswith(" tokens/s")
+    assert page.get_by_role("status").inner_text() == "Done."
+
+    backgrounds = "all => [...new Set(all.map(one => getComputedStyle(one).backgroundColor))]"
+    tokens = page.locator(".answer span")
+    assert len(tokens.evaluate_all(backgrounds)) == 1
+    page.get_by_label("Tint tokens").check()
+    assert len(tokens.evaluate_all(backgrounds)) > 5
+    told = [float(t.split()[1].rstrip(",")) for t in tokens.evaluate_all("all => all.map(one => one.title)")]
+    assert told == pytest.approx(result.logprobs[0].tolist(), abs=0.01)
+
+    page.get_by_role("button", name="Remove").click()
+    _, again = expected(tiny(), "And this?", max_new_tokens=40, **SETTINGS)
+    ask(page, "And this?")
+    assert shown(page)[0] == again.texts[0]
+    assert page.locator("article").count() == 2
+
+
+@pytest.mark.browser
+def test_an_answer_is_stopped_and_the_next_one_comes_whole(tiny, server, visit):
+    page = visit(server.url)
+    make_long(page)
+    ask(page, "Hm")
+    page.locator(".answer span").nth(3).wait_for()
+    page.get_by_role("button", name="Stop").click()
+    text, figures = shown(page)
+    assert text
+    assert figures["finish"] == "cancelled"
+    assert page.get_by_role("status").inner_text() == "Stopped."
+    server.until_idle()
+    page.unroute("**/v1/stream")
+    settings(page, 40)
+    ask(page, "What's this?")
+    assert shown(page)[0] == expected(tiny(), "What's this?", max_new_tokens=40, **SETTINGS)[1].texts[0]
+
+
+@pytest.mark.browser
+def test_a_lost_connection_is_taken_up_where_it_broke(tiny, server, visit):
+    _, result = expected(tiny(), "What's this?", max_new_tokens=60, **SETTINGS)
+    with proxied(server.url) as proxy:
+        page = visit(proxy.url)
+        settings(page, 60)
+        proxy.cuts = [2500, 1, 700, 1500]  # also before anything of an answer has come
+        ask(page, "What's this?")
+        text, figures = shown(page)
+        assert proxy.broken == 4
+    assert text == result.texts[0]
+    assert (figures["finish"], figures["tokens"]) == (result.finish_reasons[0], str(result.lengths[0]))
+
+
+@pytest.mark.browser
+def test_a_server_that_is_gone_or_refuses_is_said_in_words(server, visit):
+    with proxied(server.url) as proxy:
+        page = visit(proxy.url)
+        page.get_by_text("Settings").click()
+        page.get_by_label("Most").fill("5000")
+        ask(page, "Hm")
+        assert shown(page)[1]["finish"] == "error"
+        assert "max_new_tokens: " in page.get_by_role("status").inner_text()
+        page.get_by_label("Most").fill("")
+    ask(page, "Hm")
+    assert shown(page)[1]["finish"] == "error"
+    assert page.get_by_role("status").inner_text() == "The server cannot be reached."
+
+
+@pytest.mark.browser
+def test_the_keyboard_is_enough(server, visit):
+    page = visit(server.url)
+    make_long(page)
+    for _ in range(9):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.dataset.name") == "coffee_laptop.png":
+            break
+    page.keyboard.press("Space")
+    page.get_by_alt_text("Your picture: coffee_laptop.png").wait_for()
+    for _ in range(9):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.id") == "question":
+            break
+    page.keyboard.type(" now")
+    page.keyboard.press("Enter")
+    page.locator(".answer span").nth(3).wait_for()
+    page.keyboard.press("Escape")
+    assert shown(page)[1]["finish"] == "cancelled"
+    assert page.evaluate("document.activeElement.id") == "question"
+    page.keyboard.press("Enter")
+    page.locator("article").nth(1).wait_for()
+    for _ in range(9):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.id") == "stop":
+            break
+    page.keyboard.press("Space")
+    assert shown(page)[1]["finish"] == "cancelled"
+    outline = page.get_by_label("Question").evaluate("one => getComputedStyle(one).outlineStyle")
+    assert outline == "solid"  # the focus, which came back, is seen
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_phone_is_wide_enough(server, visit, scheme):
+    phone = {"width": 360, "height": 740}
+    page = visit(server.url, viewport=phone, is_mobile=True, has_touch=True, color_scheme=scheme)
+    page.get_by_role("button", name="Example: panda climbing").tap()
+    page.get_by_alt_text("Your picture: panda_climbing.png").wait_for()
+    page.get_by_text("Settings").tap()
+    page.get_by_label("Most").fill("20")
+    page.get_by_role("button", name="Ask").tap()
+    assert shown(page)[1]["tokens"], page.get_by_role("status").inner_text()
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
+    for button in page.locator("button:visible").all():
+        box = button.bounding_box()
+        assert min(box["width"], box["height"]) >= 24, button
+    contrast = page.evaluate(
+        "[document.body, document.querySelector('.answer')].map(one => getComputedStyle(one).color)"
+    )
+    assert len(set(contrast)) == 1
