@@ -105,7 +105,7 @@ def make_long(page) -> None:
 
     def lengthen(route):
         body = json.loads(route.request.post_data or "{}")
-        body |= {"max_completion_tokens": 450, "logit_bias": {"507": -100, "505": -100}}
+        body |= {"logit_bias": {"507": -100, "505": -100}}
         route.continue_(post_data=json.dumps(body))
 
     page.route("**/v1/stream", lengthen)
@@ -160,7 +160,7 @@ def test_an_answer_is_stopped_and_the_next_one_comes_whole(tiny, server, visit):
     page = visit(server.url)
     make_long(page)
     ask(page, "Hm")
-    page.locator(".answer span").nth(3).wait_for()
+    page.locator(".answer span").nth(3).wait_for(state="attached")
     page.get_by_role("button", name="Stop").click()
     text, figures = shown(page)
     assert text
@@ -218,7 +218,7 @@ def test_the_keyboard_is_enough(server, visit):
             break
     page.keyboard.type(" now")
     page.keyboard.press("Enter")
-    page.locator(".answer span").nth(3).wait_for()
+    page.locator(".answer span").nth(3).wait_for(state="attached")
     page.keyboard.press("Escape")
     assert shown(page)[1]["finish"] == "cancelled"
     assert page.evaluate("document.activeElement.id") == "question"
