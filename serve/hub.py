@@ -186,7 +186,7 @@ class Hub:
     @property
     def context(self) -> int:
         """Prompt and answer of one stream together, in tokens."""
-        return min(self.config.engine.context, self.loaded.model.context_length)
+        return self.config.engine.context_of(self.loaded.model)
 
     def _check_ready(self) -> None:
         if self.draining:

@@ -123,7 +123,7 @@ def check_job(model: Model, config: EngineConfig, prompt: PreparedPrompt, asked:
             vocabulary, or no seed.
     """
     sampling_params([asked], vocab_size=model.vocab_size)
-    length, context = len(prompt.tokens), min(config.context, model.context_length)
+    length, context = len(prompt.tokens), config.context_of(model)
     needed = length + asked.max_new_tokens
     if needed > context:
         raise SettingsError(
