@@ -9,10 +9,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from models.errors import SettingsError
 from serve.chat_frames import ChatWords, chat_frames, failure
 from serve.chat_request import ChatRequest, StreamRequest, parse
-from serve.chunks import ChunkConfig
 from serve.events import Delta, End, Error
 from serve.hub import Hub
 from serve.live import Live
@@ -62,7 +60,7 @@ class Api:
             self._hub.metrics.resumes.inc()
         else:
             body = parse(await self._body(request), StreamRequest)
-            live, after = await self._hub.open(body, _ANYBODY, _chunks(body)), 0
+            live, after = await self._hub.open(body, _ANYBODY), 0
         try:
             ticket = live.stream.attach(after)
         except MovedOnError as error:
@@ -144,13 +142,6 @@ class Api:
         end = live.stream.end
         assert end is not None  # or the reader would not have come to its end
         return deltas, end
-
-
-def _chunks(body: StreamRequest) -> ChunkConfig:
-    try:
-        return ChunkConfig(body.granularity, body.chunk_tokens, body.chunk_seconds)
-    except SettingsError as error:
-        raise Problem(400, "invalid_value", str(error)) from None
 
 
 def _json(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
