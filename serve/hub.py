@@ -3,7 +3,7 @@
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -22,7 +22,7 @@ from serve.metrics import Metrics, Reading
 from serve.prepare import RequestLimits, prepare
 from serve.problems import Problem
 from serve.prompt import PreparedPrompt
-from serve.stream import Stream
+from serve.stream import MovedOnError, Stream, SupersededError
 from serve.stream_rules import StreamRules
 
 _LOOK = 0.05  # seconds
@@ -144,8 +144,8 @@ class Hub:
             wake=self.engine.wake,
             notify=lambda: self._handoff.mark(news),
         )
-        self.engine.submit(prompt, sampling, stream)
-        return Live(stream, news, owner, resumable=chunks is not None)
+        job = self.engine.submit(prompt, sampling, stream)
+        return Live(stream, job, news, owner, resumable=chunks is not None)
 
     def find(self, stream_id: str, owner: str) -> Live:
         """An open stream, or one that ended not long ago. Raises Problem, also for another owner's."""
@@ -154,21 +154,36 @@ class Hub:
             raise Problem(404, "stream_not_found", "no such stream")
         return live
 
-    async def read(self, live: Live, ticket: int, after: int = 0) -> AsyncIterator[list[Event]]:
+    def resume(self, stream_id: str, after: int, owner: str) -> tuple[Live, int]:
+        """A stream whose connection was lost, and the ticket of its new reader, behind event `after`.
+
+        Raises:
+            Problem: there is no such stream, or what follows is not kept any more.
+        """
+        live = self.find(stream_id, owner)
+        if not live.resumable:
+            raise Problem(404, "stream_not_found", "no such stream")
+        try:
+            ticket = live.stream.attach(after)
+        except MovedOnError as error:
+            raise _moved_on(error) from None
+        self.metrics.resumes.inc()
+        return live, ticket
+
+    async def read(self, live: Live, ticket: int, after: int = 0) -> AsyncGenerator[list[Event], None]:
         """All events behind `after` up to the end, as they come; a heartbeat where none comes for long.
 
         Args:
             ticket: from `live.stream.attach(after)`. The reader is detached when this ends.
 
         Raises:
-            SupersededError: another reader has come.
-            MovedOnError: the reader was too slow for the ring.
+            Problem: another reader has come, or this one was too slow for the ring. The stream goes on.
         """
         stream = live.stream
         try:
             while True:
                 live.news.clear()
-                events = stream.read(ticket, after)
+                events = _read(stream, ticket, after)
                 beat = stream.heartbeat()
                 if events:
                     after = events[-1].id or after
@@ -215,6 +230,19 @@ class Hub:
             picture_hits=figures.picture_hits,
             picture_misses=figures.picture_misses,
         )
+
+
+def _read(stream: Stream, ticket: int, after: int) -> list[Event]:
+    try:
+        return stream.read(ticket, after)
+    except SupersededError as error:
+        raise Problem(409, "superseded", str(error)) from None
+    except MovedOnError as error:
+        raise _moved_on(error) from None
+
+
+def _moved_on(error: MovedOnError) -> Problem:
+    return Problem(410, "moved_on", str(error))
 
 
 def _out_of_order() -> Problem:

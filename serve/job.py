@@ -1,5 +1,7 @@
 """One stream as the engine sees it: what it asks for, who takes its tokens, how far it is."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -78,6 +80,15 @@ class Job:
         if self.over or self._dispatched >= self.config.max_new_tokens:
             return False
         return self.consumer.may_step(self._dispatched - self._delivered)
+
+    def add_stop(self, stop: Sequence[str]) -> None:
+        """More strings that end it, in the text that is to come; from any thread.
+
+        Raises:
+            SettingsError: one of them is no string, or empty.
+        """
+        self.config = replace(self.config, stop=(*self.config.stop, *stop))
+        self._text.add_stop(stop)
 
     def dispatched(self) -> None:
         """A token of it is on its way."""
