@@ -56,7 +56,16 @@ def hub_config(settings: ServerSettings) -> "HubConfig":
 
 def check_installed() -> None:
     """Raises UsageError where what only the server needs is missing."""
-    for name in ("blake3", "httptools", "msgspec", "prometheus_client", "starlette", "uvicorn", "uvloop"):
+    for name in (
+        "blake3",
+        "httptools",
+        "msgspec",
+        "prometheus_client",
+        "starlette",
+        "uvicorn",
+        "uvloop",
+        "websockets",
+    ):
         if importlib.util.find_spec(name) is None:
             raise UsageError(f"the server needs {name}; uv sync --extra serve installs it")
 

@@ -111,21 +111,10 @@ def make_plan(model: Model, prompt: Prompt, grid_thw: np.ndarray, config: Stream
 def _sinks(prompt: Prompt, anchor: int, width: int) -> Prompt:
     """The prompt's first tokens, in rows of `width`; behind them stands text."""
 
-    def cut(array: Any, fill: int = 0) -> np.ndarray:
-        kept = np.asarray(array)[..., : min(anchor, width)]
-        padding = [(0, 0)] * (kept.ndim - 1) + [(0, width - kept.shape[-1])]
-        return np.pad(kept, padding, constant_values=fill)
-
+    sinks = prompt.part(0, anchor, width)
     delta = int(np.max(prompt.positions[:, 0, :anchor], initial=-1)) + 1 - anchor
-    positions = cut(prompt.positions)
-    positions[:, :, anchor:] = np.arange(anchor, width) + delta
-    return Prompt(
-        tokens=cut(prompt.tokens),
-        positions=positions,
-        lengths=np.array([anchor], np.int32),
-        deltas=np.array([delta], np.int32),
-        vision_rows=cut(prompt.vision_rows, -1),
-    )
+    sinks.positions[:, :, anchor:] = np.arange(anchor, width) + delta
+    return sinks._replace(deltas=np.array([delta], np.int32))
 
 
 class EndlessCache:

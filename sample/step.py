@@ -39,6 +39,22 @@ class Prompt(NamedTuple):
     deltas: Int[Array | np.ndarray, "B"]
     vision_rows: Int[Array | np.ndarray, "B T"]  # the row of the pictures' embeddings; -1: text
 
+    def part(self, start: int, end: int, width: int) -> "Prompt":
+        """On the host: the tokens from `start` to before `end`, as far as there are any; rows of `width`."""
+
+        def cut(array: HostOrDevice, fill: int = 0) -> np.ndarray:
+            kept = np.asarray(array)[..., start:end]
+            padding = [(0, 0)] * (kept.ndim - 1) + [(0, width - kept.shape[-1])]
+            return np.pad(kept, padding, constant_values=fill)
+
+        return Prompt(
+            tokens=cut(self.tokens),
+            positions=cut(self.positions),
+            lengths=np.clip(np.asarray(self.lengths) - start, 0, end - start),
+            deltas=np.asarray(self.deltas),
+            vision_rows=cut(self.vision_rows, -1),
+        )
+
 
 class DecodeState(NamedTuple):
     """All that a running batch needs on the device. The step donates it, so it is used once."""

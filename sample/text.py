@@ -56,6 +56,10 @@ class TextStream:
         """Takes the next token; returns the text that is now certain, of no token, one or many."""
         return "" if self.stopped or self._closed else self._release(self._text.push(token_id))
 
+    def add_stop(self, stop: Sequence[str]) -> None:
+        """More stop strings, for the text that has not been returned yet; callable from any thread."""
+        self._stop = (*self._stop, *stop)
+
     def close(self) -> str:
         """Ends the text, and returns what was held back of it; nothing once a stop string was completed."""
         if self.stopped or self._closed:

@@ -7,19 +7,18 @@ import msgspec
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import Route, WebSocketRoute
+from starlette.websockets import WebSocket
 
-from models.errors import SettingsError
 from serve.chat_frames import ChatWords, chat_frames, failure
 from serve.chat_request import ChatRequest, StreamRequest, parse
-from serve.chunks import ChunkConfig
 from serve.events import Delta, End, Error
 from serve.hub import Hub
 from serve.live import Live
 from serve.page import page_routes
 from serve.problems import Problem
 from serve.sse import EventStreamResponse, disconnected, event_frames
-from serve.stream import MovedOnError
+from serve.web_socket import carry
 
 _ANYBODY = ""  # the owner of streams where there are no keys
 
@@ -31,6 +30,7 @@ def make_app(hub: Hub) -> Starlette:
         Route("/v1/chat/completions", api.chat, methods=["POST"]),
         Route("/v1/stream", api.stream, methods=["POST"]),
         Route("/v1/stream/{id}", api.cancel, methods=["DELETE"]),
+        WebSocketRoute("/v1/stream/ws", api.web_socket),
         Route("/v1/models", api.models),
         Route("/health", api.health),
         Route("/ready", api.ready),
@@ -60,17 +60,18 @@ class Api:
         """Saccade's own events: a new stream, or the rest of one, as `Last-Event-ID` says."""
         last = request.headers.get("last-event-id")
         if last is not None:
-            live, after = self._resumed(last)
-            self._hub.metrics.resumes.inc()
+            stream_id, after = _last_event(last)
+            live, ticket = self._hub.resume(stream_id, after, _ANYBODY)
         else:
             body = parse(await self._body(request), StreamRequest)
-            live, after = await self._hub.open(body, _ANYBODY, _chunks(body)), 0
-        try:
-            ticket = live.stream.attach(after)
-        except MovedOnError as error:
-            raise Problem(410, "moved_on", str(error)) from None
+            live, after = await self._hub.open(body, _ANYBODY), 0
+            ticket = live.stream.attach()
         frames = event_frames(self._hub, live, ticket, after)
         return EventStreamResponse(frames, {"X-Stream-Id": live.id})
+
+    async def web_socket(self, socket: WebSocket) -> None:
+        """The same events, and what the client says in mid-stream."""
+        await carry(self._hub, socket, _ANYBODY)
 
     async def cancel(self, request: Request) -> Response:
         """End a stream; its readers are told so."""
@@ -113,15 +114,6 @@ class Api:
                 raise Problem(413, "limit_exceeded", f"body: allowed: up to {allowed} bytes")
         return bytes(body)
 
-    def _resumed(self, last: str) -> tuple[Live, int]:
-        stream_id, _, number = last.rpartition(".")
-        if not number.isascii() or not number.isdigit() or len(number) > 18:
-            raise Problem(400, "invalid_value", "Last-Event-ID: allowed: STREAM.NUMBER")
-        live = self._hub.find(stream_id, _ANYBODY)
-        if not live.resumable:
-            raise Problem(404, "stream_not_found", "no such stream")
-        return live, int(number)
-
     async def _whole(self, request: Request, live: Live, ticket: int, words: ChatWords) -> Response:
         gone = asyncio.create_task(disconnected(request.receive))
         collecting = asyncio.create_task(self._collect(live, ticket))
@@ -148,11 +140,11 @@ class Api:
         return deltas, end
 
 
-def _chunks(body: StreamRequest) -> ChunkConfig:
-    try:
-        return ChunkConfig(body.granularity, body.chunk_tokens, body.chunk_seconds)
-    except SettingsError as error:
-        raise Problem(400, "invalid_value", str(error)) from None
+def _last_event(given: str) -> tuple[str, int]:
+    stream_id, _, number = given.rpartition(".")
+    if not number.isascii() or not number.isdigit() or len(number) > 18:
+        raise Problem(400, "invalid_value", "Last-Event-ID: allowed: STREAM.NUMBER")
+    return stream_id, int(number)
 
 
 def _json(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:

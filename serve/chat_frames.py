@@ -1,6 +1,6 @@
 """A stream in OpenAI's words: chunks of a completion, or a whole one."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from typing import Any
 
 import msgspec
@@ -88,7 +88,7 @@ def failure(end: End | Error) -> dict[str, Any]:
     return {"error": {"message": f"cancelled: {code}", "type": _ERROR, "param": None, "code": code}}
 
 
-async def chat_frames(hub: Hub, live: Live, ticket: int, words: ChatWords) -> AsyncIterator[bytes]:
+async def chat_frames(hub: Hub, live: Live, ticket: int, words: ChatWords) -> AsyncGenerator[bytes, None]:
     """A streamed completion. When its reader goes, the stream is cancelled: there is no way back to it."""
     try:
         async for events in hub.read(live, ticket):

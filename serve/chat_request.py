@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 from msgspec import Meta, Struct
 
-from serve.chunks import Granularity
+from serve.chunks import ChunkConfig, Granularity
 from serve.problems import Problem
 
 T = TypeVar("T")
@@ -70,6 +70,11 @@ class ChatRequest(Struct, forbid_unknown_fields=True, kw_only=True):
     no_repeat_ngram_size: int | None = None
     max_pattern_repeats: int | None = None
 
+    @property
+    def chunks(self) -> ChunkConfig | None:
+        """Of Saccade's own streams, to which a reader can come back; None: a chat completion."""
+        return None
+
     def sampling(self) -> dict[str, Any]:
         """What of it is about sampling, by the names of `SamplingConfig`; without a seed, a random one."""
         given = {
@@ -123,6 +128,11 @@ class StreamRequest(ChatRequest, kw_only=True):
     granularity: Granularity = "token"
     chunk_tokens: int = 8
     chunk_seconds: float = 0.1
+
+    @property
+    def chunks(self) -> ChunkConfig:
+        """Raises SettingsError for values out of range."""
+        return ChunkConfig(self.granularity, self.chunk_tokens, self.chunk_seconds)
 
 
 def parse(body: bytes, kind: type[T]) -> T:

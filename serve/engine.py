@@ -109,8 +109,11 @@ class Engine:
         if self._error is not None:
             raise EngineDeadError("the engine could not start") from self._error
 
-    def submit(self, prompt: PreparedPrompt, config: SamplingConfig, consumer: Consumer) -> None:
+    def submit(self, prompt: PreparedPrompt, config: SamplingConfig, consumer: Consumer) -> Job:
         """Queue a stream; its consumer hears of all that follows.
+
+        Returns:
+            The stream, for whom may change it while it runs.
 
         Raises:
             SettingsError: it asks for more than the engine's programs have room for, or has no seed.
@@ -126,6 +129,7 @@ class Engine:
                 raise EngineBusyError(f"{len(self._inbox)} streams wait; allowed: {self.config.waiting}")
             self._inbox.append(job)
             self._wake()
+        return job
 
     def wake(self) -> None:
         """A consumer has been closed, or may step again."""

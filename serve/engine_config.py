@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any, no_type_check
 
 from models.errors import SettingsError
+from models.model import Model
 from sample.config import integer
 
 _MOST = 2**31 - 1
@@ -54,6 +55,10 @@ class EngineConfig:
             integer(name, getattr(self, name), low, high)
         for name in ("rows", "chunks"):
             _check_sizes(name, getattr(self, name))
+
+    def context_of(self, model: Model) -> int:
+        """Prompt and answer of one stream together, in tokens."""
+        return min(self.context, model.context_length)
 
 
 def _check_sizes(name: str, sizes: Any) -> None:

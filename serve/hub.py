@@ -3,15 +3,15 @@
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from models.errors import SaccadeError, SettingsError
 from models.load import LoadedModel
+from sample.config import SamplingConfig
 from serve.adaptive_limit import AdaptiveLimit, LimitConfig
 from serve.chat_request import ChatRequest
-from serve.chunks import ChunkConfig
 from serve.engine import Engine, EngineBusyError, EngineDeadError
 from serve.engine_config import EngineConfig
 from serve.events import Event, Start
@@ -21,7 +21,8 @@ from serve.live import Live
 from serve.metrics import Metrics, Reading
 from serve.prepare import RequestLimits, prepare
 from serve.problems import Problem
-from serve.stream import Stream
+from serve.prompt import PreparedPrompt
+from serve.stream import MovedOnError, Stream, SupersededError
 from serve.stream_rules import StreamRules
 
 _LOOK = 0.05  # seconds
@@ -99,19 +100,34 @@ class Hub:
             self._ticking.cancel()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    async def open(self, request: ChatRequest, owner: str, chunks: ChunkConfig | None = None) -> Live:
+    async def open(self, request: ChatRequest, owner: str) -> Live:
         """Queue a stream.
-
-        Args:
-            chunks: of Saccade's own streams, to which a reader can come back; None: a chat completion.
 
         Raises:
             Problem: the request cannot be answered, or not now.
         """
-        self._check_ready()
+        self.check_ready()
         prompt, sampling = await asyncio.get_running_loop().run_in_executor(
             self._pool, prepare, self.loaded, request, self.config.limits, self.context
         )
+        try:
+            live = self._queue(request, prompt, sampling, owner)
+        except SaccadeError as error:
+            raise Problem(400, "invalid_value", str(error)) from None
+        except EngineBusyError:
+            wait = self.limit.retry_after(self.engine.figures.waiting, time.monotonic())
+            message = f"too many streams wait; try again in {wait} s"
+            raise Problem(429, "busy", message, retry_after=wait) from None
+        except EngineDeadError:
+            raise _out_of_order() from None
+        self._live[live.id] = live
+        self.metrics.started.inc()
+        return live
+
+    def _queue(
+        self, request: ChatRequest, prompt: PreparedPrompt, sampling: SamplingConfig, owner: str
+    ) -> Live:
+        chunks = request.chunks
         start = Start(
             stream=f"{'chatcmpl' if chunks is None else 's'}-{secrets.token_hex(12)}",
             model=self.config.name,
@@ -128,20 +144,8 @@ class Hub:
             wake=self.engine.wake,
             notify=lambda: self._handoff.mark(news),
         )
-        try:
-            self.engine.submit(prompt, sampling, stream)
-        except SaccadeError as error:
-            raise Problem(400, "invalid_value", str(error)) from None
-        except EngineBusyError:
-            wait = self.limit.retry_after(self.engine.figures.waiting, time.monotonic())
-            message = f"too many streams wait; try again in {wait} s"
-            raise Problem(429, "busy", message, retry_after=wait) from None
-        except EngineDeadError:
-            raise Problem(503, "unavailable", "the model is out of order", retry_after=30) from None
-        live = Live(stream, news, owner, resumable=chunks is not None)
-        self._live[live.id] = live
-        self.metrics.started.inc()
-        return live
+        job = self.engine.submit(prompt, sampling, stream)
+        return Live(stream, job, news, owner, resumable=chunks is not None)
 
     def find(self, stream_id: str, owner: str) -> Live:
         """An open stream, or one that ended not long ago. Raises Problem, also for another owner's."""
@@ -150,21 +154,36 @@ class Hub:
             raise Problem(404, "stream_not_found", "no such stream")
         return live
 
-    async def read(self, live: Live, ticket: int, after: int = 0) -> AsyncIterator[list[Event]]:
+    def resume(self, stream_id: str, after: int, owner: str) -> tuple[Live, int]:
+        """A stream whose connection was lost, and the ticket of its new reader, behind event `after`.
+
+        Raises:
+            Problem: there is no such stream, or what follows is not kept any more.
+        """
+        live = self.find(stream_id, owner)
+        if not live.resumable:
+            raise Problem(404, "stream_not_found", "no such stream")
+        try:
+            ticket = live.stream.attach(after)
+        except MovedOnError as error:
+            raise _moved_on(error) from None
+        self.metrics.resumes.inc()
+        return live, ticket
+
+    async def read(self, live: Live, ticket: int, after: int = 0) -> AsyncGenerator[list[Event], None]:
         """All events behind `after` up to the end, as they come; a heartbeat where none comes for long.
 
         Args:
             ticket: from `live.stream.attach(after)`. The reader is detached when this ends.
 
         Raises:
-            SupersededError: another reader has come.
-            MovedOnError: the reader was too slow for the ring.
+            Problem: another reader has come, or this one was too slow for the ring. The stream goes on.
         """
         stream = live.stream
         try:
             while True:
                 live.news.clear()
-                events = stream.read(ticket, after)
+                events = _read(stream, ticket, after)
                 beat = stream.heartbeat()
                 if events:
                     after = events[-1].id or after
@@ -186,15 +205,16 @@ class Hub:
     @property
     def context(self) -> int:
         """Prompt and answer of one stream together, in tokens."""
-        return min(self.config.engine.context, self.loaded.model.context_length)
+        return self.config.engine.context_of(self.loaded.model)
 
-    def _check_ready(self) -> None:
+    def check_ready(self) -> None:
+        """Raises Problem where no streams may come now."""
         if self.draining:
             raise Problem(503, "draining", "the server is shutting down", retry_after=5)
         if self.engine.starting:
             raise Problem(503, "loading", "the model is being loaded", retry_after=1)
         if not self.engine.alive:
-            raise Problem(503, "unavailable", "the model is out of order", retry_after=30)
+            raise _out_of_order()
 
     def _reading(self) -> Reading:
         """By another thread."""
@@ -210,3 +230,20 @@ class Hub:
             picture_hits=figures.picture_hits,
             picture_misses=figures.picture_misses,
         )
+
+
+def _read(stream: Stream, ticket: int, after: int) -> list[Event]:
+    try:
+        return stream.read(ticket, after)
+    except SupersededError as error:
+        raise Problem(409, "superseded", str(error)) from None
+    except MovedOnError as error:
+        raise _moved_on(error) from None
+
+
+def _moved_on(error: MovedOnError) -> Problem:
+    return Problem(410, "moved_on", str(error))
+
+
+def _out_of_order() -> Problem:
+    return Problem(503, "unavailable", "the model is out of order", retry_after=30)

@@ -1,5 +1,7 @@
 """One stream as the engine sees it: what it asks for, who takes its tokens, how far it is."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -79,6 +81,15 @@ class Job:
             return False
         return self.consumer.may_step(self._dispatched - self._delivered)
 
+    def add_stop(self, stop: Sequence[str]) -> None:
+        """More strings that end it, in the text that is to come; from any thread.
+
+        Raises:
+            SettingsError: one of them is no string, or empty.
+        """
+        self.config = replace(self.config, stop=(*self.config.stop, *stop))
+        self._text.add_stop(stop)
+
     def dispatched(self) -> None:
         """A token of it is on its way."""
         self._dispatched += 1
@@ -123,7 +134,7 @@ def check_job(model: Model, config: EngineConfig, prompt: PreparedPrompt, asked:
             vocabulary, or no seed.
     """
     sampling_params([asked], vocab_size=model.vocab_size)
-    length, context = len(prompt.tokens), min(config.context, model.context_length)
+    length, context = len(prompt.tokens), config.context_of(model)
     needed = length + asked.max_new_tokens
     if needed > context:
         raise SettingsError(

@@ -3,14 +3,15 @@
 import asyncio
 import time
 
+from serve.job import Job
 from serve.stream import Stream
 
 
 class Live:
     """A stream, its reader's bell, and whose it is."""
 
-    def __init__(self, stream: Stream, news: asyncio.Event, owner: str, resumable: bool) -> None:
-        self.stream, self.news = stream, news
+    def __init__(self, stream: Stream, job: Job, news: asyncio.Event, owner: str, resumable: bool) -> None:
+        self.stream, self.job, self.news = stream, job, news
         self.owner, self.resumable = owner, resumable
         self.told = time.monotonic()  # when its reader last got something
         self.over: float | None = None  # since when it has ended

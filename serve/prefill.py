@@ -42,7 +42,7 @@ class Device(NamedTuple):
     @property
     def context(self) -> int:
         """Prompt and answer of one stream together, in tokens."""
-        return min(self.config.context, self.model.context_length)
+        return self.config.context_of(self.model)
 
     @property
     def slots(self) -> int:
@@ -93,7 +93,7 @@ class Prefill:
         device, job = self._device, self.job
         prompt, row = self._begun or first_row(device, job.prompt, job.config)
         size = chunk_size(device.config.chunks, len(job.prompt.tokens) - self._fed)
-        chunk = _cut(prompt, self._fed, size)
+        chunk = prompt.part(self._fed, self._fed + size, size)
         self._fed += int(chunk.lengths[0])
         last = self._fed == len(job.prompt.tokens)
         vision, rows = self._look(np.asarray(chunk.vision_rows[0]))
@@ -154,23 +154,6 @@ def first_row(device: Device, prompt: PreparedPrompt, asked: SamplingConfig) -> 
 @partial(jax.jit, static_argnames=("model", "slots"))
 def _empty_cache(model: Model, slots: int) -> KVCache:
     return model.empty_cache(1, slots)
-
-
-def _cut(prompt: Prompt, start: int, size: int) -> Prompt:
-    """`size` tokens of one prompt from `start` on, padded where it ends before."""
-
-    def cut(array: Any, fill: int = 0) -> np.ndarray:
-        part = np.asarray(array)[..., start : start + size]
-        padding = [(0, 0)] * (part.ndim - 1) + [(0, size - part.shape[-1])]
-        return np.pad(part, padding, constant_values=fill)
-
-    return Prompt(
-        tokens=cut(prompt.tokens),
-        positions=cut(prompt.positions),
-        lengths=np.minimum(prompt.lengths - start, size),
-        deltas=np.asarray(prompt.deltas),
-        vision_rows=cut(prompt.vision_rows, -1),
-    )
 
 
 def nothing_seen(device: Device, size: int) -> VisionEmbeddings:

@@ -53,6 +53,9 @@ async def serve(hub: Hub, listener: socket.socket, *, ready: Callable[[], None],
         lifespan="off",
         log_level="warning",
         access_log=False,
+        ws="websockets-sansio",
+        ws_max_size=hub.config.limits.body_bytes,
+        ws_per_message_deflate=False,  # a small message would wait for nothing and cost more
         timeout_graceful_shutdown=_LAST_WORDS,
     )
     server = _Server(config)

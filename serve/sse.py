@@ -1,7 +1,7 @@
 """Server-sent events: frames, and a response that notices at once when its reader has gone."""
 
-import asyncio
-from collections.abc import AsyncIterator
+import contextlib
+from collections.abc import AsyncGenerator
 
 import msgspec
 from starlette.responses import Response
@@ -10,7 +10,8 @@ from starlette.types import Receive, Scope, Send
 from serve.events import Event
 from serve.hub import Hub
 from serve.live import Live
-from serve.stream import MovedOnError, SupersededError
+from serve.problems import Problem
+from serve.tasks import first_of
 
 _encode = msgspec.json.Encoder().encode
 HEADERS = {
@@ -27,22 +28,14 @@ class EventStreamResponse(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, frames: AsyncIterator[bytes], headers: dict[str, str] | None = None) -> None:
+    def __init__(self, frames: AsyncGenerator[bytes, None], headers: dict[str, str] | None = None) -> None:
         super().__init__(headers=HEADERS | (headers or {}))
         del self.headers["content-length"]
         self._frames = frames
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        work = [asyncio.create_task(self._pump(send)), asyncio.create_task(disconnected(receive))]
-        try:
-            done, _ = await asyncio.wait(work, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in work:
-                task.cancel()
-            await asyncio.gather(*work, return_exceptions=True)
-            await self._frames.aclose()  # pyright: ignore[reportAttributeAccessIssue]  (a generator)
-        for task in done:
-            task.result()
+        async with contextlib.aclosing(self._frames):
+            await first_of(self._pump(send), disconnected(receive))
 
     async def _pump(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
@@ -57,14 +50,14 @@ async def disconnected(receive: Receive) -> None:
         pass
 
 
-async def event_frames(hub: Hub, live: Live, ticket: int, after: int) -> AsyncIterator[bytes]:
+async def event_frames(hub: Hub, live: Live, ticket: int, after: int) -> AsyncGenerator[bytes, None]:
     """A stream's own events. What has been sent counts as acknowledged."""
     try:
         async for events in hub.read(live, ticket, after):
             yield b"".join(_frame(live.id, event) for event in events)
             live.stream.drained(events[-1].id or 0)
-    except (SupersededError, MovedOnError) as error:  # no event: the stream itself goes on
-        yield b": " + str(error).encode() + b"\n\n"
+    except Problem as problem:  # no event: the stream itself goes on
+        yield b": " + problem.message.encode() + b"\n\n"
 
 
 def _frame(stream_id: str, event: Event) -> bytes:

@@ -145,7 +145,9 @@ class Stream:
     # What a reader does.
 
     def attach(self, after: int = 0) -> int:
-        """Begin to read behind event `after`; a reader before this one is told that it is superseded.
+        """Begin to read behind event `after`, which acknowledges all up to it.
+
+        A reader before this one is told that it is superseded.
 
         Returns:
             The reader's ticket.
@@ -157,6 +159,8 @@ class Stream:
             self._check_kept(after)
             self._reader += 1
             self._alone = None
+            if self._credits.drained(after):
+                self._credit_came()
         self._notify()
         return self._reader
 

@@ -34,8 +34,8 @@ FLOW = (
 
 
 @pytest.fixture(scope="module")
-def env(tmp_path_factory):
-    return environment(tmp_path_factory.mktemp("server") / "cache")
+def env(pytestconfig):
+    return environment(pytestconfig.cache.mkdir("commands"))  # programs are compiled once, for later runs too
 
 
 @pytest.fixture(scope="module")

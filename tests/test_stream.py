@@ -175,6 +175,19 @@ def test_a_reader_that_comes_too_late_is_told_so():
     assert [event.id for event in events(stream, 4)] == [5, 6, 7, 8, 9, 10]
 
 
+def test_a_reader_that_comes_back_has_acknowledged_what_it_comes_back_behind():
+    woken = []
+    stream, _ = make(StreamRules(max_unacked_chunks=2, ring=8), wake=lambda: woken.append(1))
+    for text in "ab":
+        stream.push(piece(text))
+    assert not stream.may_step(0)
+    stream.attach(2)
+    assert (stream.may_step(0), stream.unacked, woken) == (True, 1, [1])
+    stream.ack(3)
+    with pytest.raises(AckError, match="acknowledged already"):
+        stream.ack(2)
+
+
 def test_a_second_reader_takes_the_stream_over():
     stream, clock = make()
     first = stream.attach()
@@ -352,6 +365,7 @@ class Life(RuleBasedStateMachine):
                 self.stream.attach(after)
             return
         former, self.ticket = self.ticket, self.stream.attach(after)
+        self.open = [event for event in self.open if event > after]
         assert self.stream.read(self.ticket, after) == self.log[after:]
         with pytest.raises(SupersededError):
             self.stream.read(former, after)
