@@ -27,8 +27,11 @@ def hub_config(settings: ServerSettings) -> "HubConfig":
         SettingsError: values that do not fit together.
     """
     from serve.engine_config import EngineConfig  # noqa: PLC0415  (imports JAX)
+    from serve.fetch import Fetcher  # noqa: PLC0415
     from serve.hub import HubConfig  # noqa: PLC0415
+    from serve.keys import Keys, read_keys  # noqa: PLC0415
     from serve.prepare import RequestLimits  # noqa: PLC0415
+    from serve.rates import Rates  # noqa: PLC0415
 
     given, registry = settings.serve, settings.stream_registry
     with _named("serve"):
@@ -42,6 +45,12 @@ def hub_config(settings: ServerSettings) -> "HubConfig":
     rules, streams = _rules(given, registry), _streams(registry)
     with _named("limits"):
         limits = RequestLimits(**vars(settings.limits))
+    with _named("serve"):
+        keys = Keys() if given.keys_file is None else read_keys(given.keys_file)
+        rates = Rates(given.rate)
+        fetcher = Fetcher(
+            given.picture_hosts, seconds=given.fetch_ms / 1e3, max_bytes=settings.limits.picture_bytes
+        )
     with _named(_ADAPTIVE):
         return HubConfig(
             name=Path(settings.model.name).name,
@@ -51,6 +60,9 @@ def hub_config(settings: ServerSettings) -> "HubConfig":
             streams=streams,
             heartbeat=given.heartbeat_ms / 1e3,
             retained=registry.cleanup_interval_ms / 1e3,
+            keys=keys,
+            rates=rates,
+            fetcher=fetcher,
         )
 
 
@@ -58,7 +70,9 @@ def check_installed() -> None:
     """Raises UsageError where what only the server needs is missing."""
     for name in (
         "blake3",
+        "httpcore",
         "httptools",
+        "limits",
         "msgspec",
         "prometheus_client",
         "starlette",
@@ -168,5 +182,5 @@ def _named(group: str) -> Iterator[None]:
         yield
     except SettingsError as error:
         name, colon, rest = str(error).partition(":")
-        path = {"ring": "serve.resume_events"}.get(name, f"{group}.{name}")
+        path = {"ring": "serve.resume_events", "keys": "serve.keys_file"}.get(name, f"{group}.{name}")
         raise SettingsError(f"{path}{colon}{rest}") from None

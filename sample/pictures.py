@@ -39,7 +39,9 @@ _REFUSED_FORMATS = {"EPS"}
 _warnings_lock = threading.Lock()
 
 
-def open_picture(source: Picture, *, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:
+def open_picture(
+    source: Picture, *, max_pixels: int = MAX_IMAGE_PIXELS, max_frames: int | None = None
+) -> Image.Image:
     """Open a picture and bring it to RGB.
 
     `source` is a path, the bytes of a file, a PIL image, or a uint8 array [height, width, 3],
@@ -49,7 +51,8 @@ def open_picture(source: Picture, *, max_pixels: int = MAX_IMAGE_PIXELS) -> Imag
     as 0..255.
 
     Raises InputError, in one line that names the source, where it is missing, a folder, empty, truncated,
-    not a picture, or of more than `max_pixels` pixels (its header tells, before anything is decoded).
+    not a picture, or of more than `max_pixels` pixels (its header tells, before anything is decoded) or
+    `max_frames` frames.
     """
     name = picture_name(source)
     with _warnings_lock, warnings.catch_warnings():
@@ -61,6 +64,7 @@ def open_picture(source: Picture, *, max_pixels: int = MAX_IMAGE_PIXELS) -> Imag
             if isinstance(source, np.ndarray):
                 return _rgb(_from_array(source, name), name, max_pixels)
             with Image.open(_file(source, name)) as image:
+                _check_frames(image, name, max_frames)
                 return _rgb(image, name, max_pixels)
         except InputError:
             raise
@@ -129,6 +133,11 @@ def _rgb(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
         raise InputError(f"{name}: {image.format} files are programs, not pictures")
     image.load()
     return _to_rgb(_upright(image))
+
+
+def _check_frames(image: Image.Image, name: str, allowed: int | None) -> None:
+    if allowed is not None and (frames := getattr(image, "n_frames", 1)) > allowed:
+        raise InputError(f"{name}: {frames} frames, at most {allowed} are allowed")
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -5,6 +5,8 @@ from typing import Any
 
 import msgspec
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route, WebSocketRoute
@@ -13,14 +15,13 @@ from starlette.websockets import WebSocket
 from serve.chat_frames import ChatWords, chat_frames, failure
 from serve.chat_request import ChatRequest, StreamRequest, parse
 from serve.events import Delta, End, Error
+from serve.guard import Guard
 from serve.hub import Hub
 from serve.live import Live
 from serve.page import page_routes
 from serve.problems import Problem
 from serve.sse import EventStreamResponse, disconnected, event_frames
 from serve.web_socket import carry
-
-_ANYBODY = ""  # the owner of streams where there are no keys
 
 
 def make_app(hub: Hub) -> Starlette:
@@ -36,7 +37,11 @@ def make_app(hub: Hub) -> Starlette:
         Route("/ready", api.ready),
         *page_routes(),
     ]
-    return Starlette(routes=routes, exception_handlers={Problem: api.problem})
+    return Starlette(
+        routes=routes,
+        middleware=[Middleware(Guard, keys=hub.config.keys, refuse=api.refuse)],
+        exception_handlers={Problem: api.problem, HTTPException: api.no_route},
+    )
 
 
 class Api:
@@ -48,7 +53,7 @@ class Api:
     async def chat(self, request: Request) -> Response:
         """OpenAI's chat completions."""
         body = parse(await self._body(request), ChatRequest)
-        live = await self._hub.open(body, _ANYBODY)
+        live = await self._hub.open(body, request.state.owner)
         options = body.stream_options
         words = ChatWords(self._hub, live.stream.start, options is not None and options.include_usage)
         ticket = live.stream.attach()
@@ -61,21 +66,21 @@ class Api:
         last = request.headers.get("last-event-id")
         if last is not None:
             stream_id, after = _last_event(last)
-            live, ticket = self._hub.resume(stream_id, after, _ANYBODY)
+            live, ticket = self._hub.resume(stream_id, after, request.state.owner)
         else:
             body = parse(await self._body(request), StreamRequest)
-            live, after = await self._hub.open(body, _ANYBODY), 0
+            live, after = await self._hub.open(body, request.state.owner), 0
             ticket = live.stream.attach()
         frames = event_frames(self._hub, live, ticket, after)
         return EventStreamResponse(frames, {"X-Stream-Id": live.id})
 
     async def web_socket(self, socket: WebSocket) -> None:
         """The same events, and what the client says in mid-stream."""
-        await carry(self._hub, socket, _ANYBODY)
+        await carry(self._hub, socket, socket.state.owner)
 
     async def cancel(self, request: Request) -> Response:
         """End a stream; its readers are told so."""
-        self._hub.find(request.path_params["id"], _ANYBODY).stream.cancel()
+        self._hub.find(request.path_params["id"], request.state.owner).stream.cancel()
         return Response(status_code=204)
 
     async def models(self, request: Request) -> Response:
@@ -101,8 +106,18 @@ class Api:
         return _json({"ready": self._hub.ready}, 200 if self._hub.ready else 503)
 
     async def problem(self, _: Request, problem: Exception) -> Response:
-        """Every refusal."""
+        """Every refusal of a route."""
         assert isinstance(problem, Problem)
+        return self.refuse(problem)
+
+    async def no_route(self, _: Request, error: Exception) -> Response:
+        """A path or a method that there is not."""
+        assert isinstance(error, HTTPException)
+        code = error.detail.lower().replace(" ", "_")
+        return self.refuse(Problem(error.status_code, code, error.detail, headers=error.headers))
+
+    def refuse(self, problem: Problem) -> Response:
+        """The response to a problem, which is counted."""
         self._hub.metrics.rejected.labels(problem.code).inc()
         return _json(problem.body, problem.status, problem.headers)
 

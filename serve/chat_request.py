@@ -91,14 +91,17 @@ class ChatRequest(Struct, forbid_unknown_fields=True, kw_only=True):
                 "max_pattern_repeats",
             )
         }
-        given["max_new_tokens"] = (
-            self.max_tokens if self.max_completion_tokens is None else (self.max_completion_tokens)
-        )
+        given["max_new_tokens"] = self.most_tokens
         given["stop"] = self.stop or ()
         given["seed"] = secrets.randbits(32) if self.seed is None else self.seed
         given["top_logprobs"] = self.top_logprobs
         given["logit_bias"] = self._bias()
         return {name: value for name, value in given.items() if value is not None}
+
+    @property
+    def most_tokens(self) -> int | None:
+        """Of the answer, as far as the request says."""
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
     def check(self) -> None:
         """What no field can say alone.

@@ -1,6 +1,7 @@
 """All streams of a server, on the event loop: they are opened, found, read, and forgotten."""
 
 import asyncio
+import contextlib
 import secrets
 import time
 from collections.abc import AsyncGenerator
@@ -15,18 +16,23 @@ from serve.chat_request import ChatRequest
 from serve.engine import Engine, EngineBusyError, EngineDeadError
 from serve.engine_config import EngineConfig
 from serve.events import Event, Start
+from serve.fetch import Fetcher
 from serve.handoff import Handoff
 from serve.keeper import Keeper
+from serve.keys import Keys
 from serve.live import Live
 from serve.metrics import Metrics, Reading
-from serve.prepare import RequestLimits, prepare
+from serve.picture_urls import PictureOpener
+from serve.prepare import RequestLimits, check_request, prepare
 from serve.problems import Problem
 from serve.prompt import PreparedPrompt
+from serve.rates import Rates
 from serve.stream import MovedOnError, Stream, SupersededError
 from serve.stream_rules import StreamRules
 
 _LOOK = 0.05  # seconds
-_PREPARERS = 2  # threads that decode pictures and make tokens
+_PREPARERS = 2  # threads that make tokens and patches
+_WITH_PICTURES = 4  # requests whose decoded pictures are in memory
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,9 @@ class HubConfig:
     streams: LimitConfig = field(default_factory=LimitConfig)
     heartbeat: float = 10.0
     retained: float = 60.0  # that an ended stream can be read again
+    keys: Keys = field(default_factory=Keys)
+    rates: Rates = field(default_factory=Rates)
+    fetcher: Fetcher = field(default_factory=Fetcher)
 
     def __post_init__(self):
         most, rows = self.streams.max_streams, self.engine.rows[-1]
@@ -62,6 +71,9 @@ class Hub:
         self.metrics = Metrics(self._reading)
         self._keeper = Keeper(self._live, self.engine, self.limit, self.metrics)
         self._ticking: asyncio.Task | None = None
+        self._pictures = PictureOpener(self.config.limits, self.config.fetcher)
+        self._decoding = asyncio.Semaphore(_WITH_PICTURES)
+        self._preparing = 0
         self._pool = ThreadPoolExecutor(_PREPARERS, thread_name_prefix="prepare")
 
     @property
@@ -82,6 +94,7 @@ class Hub:
     async def start(self) -> None:
         """Compile all programs and begin to take streams. Raises EngineDeadError where that fails."""
         self._handoff = Handoff()
+        self._pictures.start()
         await asyncio.to_thread(self.engine.start, self._handoff.flush)
         self._ticking = asyncio.create_task(self._keeper.run(self.config.heartbeat, self.config.retained))
 
@@ -99,6 +112,7 @@ class Hub:
         if self._ticking is not None:
             self._ticking.cancel()
         self._pool.shutdown(wait=False, cancel_futures=True)
+        self._pictures.close()
 
     async def open(self, request: ChatRequest, owner: str) -> Live:
         """Queue a stream.
@@ -107,22 +121,37 @@ class Hub:
             Problem: the request cannot be answered, or not now.
         """
         self.check_ready()
-        prompt, sampling = await asyncio.get_running_loop().run_in_executor(
-            self._pool, prepare, self.loaded, request, self.config.limits, self.context
-        )
+        self.config.rates.take(owner)
+        prompt, sampling = await self._prepared(request)
         try:
             live = self._queue(request, prompt, sampling, owner)
         except SaccadeError as error:
             raise Problem(400, "invalid_value", str(error)) from None
         except EngineBusyError:
-            wait = self.limit.retry_after(self.engine.figures.waiting, time.monotonic())
-            message = f"too many streams wait; try again in {wait} s"
-            raise Problem(429, "busy", message, retry_after=wait) from None
+            raise self._busy() from None
         except EngineDeadError:
             raise _out_of_order() from None
         self._live[live.id] = live
         self.metrics.started.inc()
         return live
+
+    async def _prepared(self, request: ChatRequest) -> tuple[PreparedPrompt, SamplingConfig]:
+        if self._preparing >= self.config.engine.rows[-1] + self.config.engine.waiting:
+            raise self._busy()
+        urls = check_request(request, self.config.limits)
+        self._preparing += 1
+        try:
+            async with self._decoding if urls else contextlib.nullcontext():
+                pictures = await self._pictures.open(urls)
+                return await asyncio.get_running_loop().run_in_executor(
+                    self._pool, prepare, self.loaded, request, pictures, self.config.limits, self.context
+                )
+        finally:
+            self._preparing -= 1
+
+    def _busy(self) -> Problem:
+        wait = self.limit.retry_after(self.engine.figures.waiting, time.monotonic())
+        return Problem(429, "busy", f"too many streams wait; try again in {wait} s", retry_after=wait)
 
     def _queue(
         self, request: ChatRequest, prompt: PreparedPrompt, sampling: SamplingConfig, owner: str

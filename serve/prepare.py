@@ -1,8 +1,6 @@
 """From a request to what the engine takes: pictures, tokens and sampling. Host only, off the event loop."""
 
-import base64
-import binascii
-import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import no_type_check
 
@@ -12,12 +10,10 @@ from models.errors import PromptTooLongError, SaccadeError
 from models.load import LoadedModel
 from sample.chat import Turn, encode_turns
 from sample.config import SamplingConfig, integer
-from sample.pictures import open_picture
 from serve.chat_request import ChatRequest, ImagePart, Message
 from serve.problems import Problem
 from serve.prompt import PreparedPrompt, prepare_prompt
 
-_DATA_URL = re.compile(r"data:image/[\w.+-]+;base64,", re.IGNORECASE)
 _ROLES = {"developer": "system"}
 
 
@@ -30,7 +26,11 @@ class RequestLimits:
     messages: int = 256
     pictures: int = 8
     picture_bytes: int = 16 * 2**20  # as a file
-    picture_pixels: int = 50_000_000  # decoded
+    picture_pixels: int = 50_000_000  # decoded, of all together
+    picture_frames: int = 256  # of an animation
+    picture_ms: int = 5000  # to decode it
+    prompt_characters: int = 262_144  # of all texts
+    new_tokens: int = 2**20
     stop_strings: int = 4
     stop_length: int = 256  # characters
 
@@ -39,22 +39,60 @@ class RequestLimits:
             integer(name, value, 0, 2**40)
 
 
+def check_request(request: ChatRequest, limits: RequestLimits) -> list[str]:
+    """Count what is in a request, before anything is made of it.
+
+    Returns:
+        The URLs of its pictures.
+
+    Raises:
+        Problem: more than the limits allow.
+    """
+    request.check()
+    parts = [part for message in request.messages for part in _parts(message)]
+    pictures = [part.image_url.url for part in parts if isinstance(part, ImagePart)]
+    stops = [request.stop] if isinstance(request.stop, str) else request.stop or []
+    for param, what, given, allowed in (
+        ("messages", "messages", len(request.messages), limits.messages),
+        ("messages", "pictures", len(pictures), limits.pictures),
+        (
+            "messages",
+            "characters",
+            sum(len(p) for p in parts if isinstance(p, str)),
+            limits.prompt_characters,
+        ),
+        ("stop", "stop strings", len(stops), limits.stop_strings),
+        ("stop", "characters", max(map(len, stops), default=0), limits.stop_length),
+        ("max_completion_tokens", "tokens", request.most_tokens or 0, limits.new_tokens),
+    ):
+        if given > allowed:
+            raise Problem(
+                400, "limit_exceeded", f"{param}: {given} {what}; allowed: up to {allowed}", param=param
+            )
+    return pictures
+
+
 def prepare(
-    loaded: LoadedModel, request: ChatRequest, limits: RequestLimits, context: int
+    loaded: LoadedModel,
+    request: ChatRequest,
+    pictures: Sequence[Image.Image],
+    limits: RequestLimits,
+    context: int,
 ) -> tuple[PreparedPrompt, SamplingConfig]:
     """The prompt with its patches, and how to sample; without a length of the request's own, all that fits.
 
     Args:
+        request: which `check_request` has let pass.
+        pictures: of all messages in their order, as RGB.
         context: prompt and answer together, in tokens.
 
     Raises:
-        Problem: more than the limits allow, or something that the model cannot take.
+        Problem: something that the model cannot take.
     """
-    request.check()
-    _check_counts(request, limits)
     try:
-        prompt = _prompt(loaded, request.messages, limits)
-        return prompt, _sampling(loaded, request, context - len(prompt.tokens))
+        prompt = _prompt(loaded, request.messages, pictures)
+        room = min(context - len(prompt.tokens), limits.new_tokens)
+        return prompt, _sampling(loaded, request, room)
     except PromptTooLongError as error:
         raise _too_long(str(error)) from None
     except SaccadeError as error:
@@ -80,34 +118,17 @@ def _too_long(message: str) -> Problem:
     return Problem(400, "context_length_exceeded", f"messages: {message}", param="messages")
 
 
-def _check_counts(request: ChatRequest, limits: RequestLimits) -> None:
-    stops = [request.stop] if isinstance(request.stop, str) else request.stop or []
-    pictures = [p for m in request.messages for p in _parts(m) if isinstance(p, ImagePart)]
-    for param, what, given, allowed in (
-        ("messages", "messages", len(request.messages), limits.messages),
-        ("messages", "pictures", len(pictures), limits.pictures),
-        ("stop", "stop strings", len(stops), limits.stop_strings),
-        ("stop", "characters", max(map(len, stops), default=0), limits.stop_length),
-    ):
-        if given > allowed:
-            raise Problem(
-                400, "limit_exceeded", f"{param}: {given} {what}; allowed: up to {allowed}", param=param
-            )
-
-
-def _prompt(loaded: LoadedModel, messages: list[Message], limits: RequestLimits) -> PreparedPrompt:
+def _prompt(
+    loaded: LoadedModel, messages: Sequence[Message], pictures: Sequence[Image.Image]
+) -> PreparedPrompt:
     model, _, processor = loaded
-    pictures: list[Image.Image] = []
-    turns = []
-    for message in messages:
-        parts: list[str | None] = []
-        for part in _parts(message):
-            if isinstance(part, ImagePart):
-                pictures.append(_picture(part.image_url.url, limits))
-                parts.append(None)
-            else:
-                parts.append(part)
-        turns.append(Turn(_ROLES.get(message.role, message.role), tuple(parts)))
+    turns = [
+        Turn(
+            _ROLES.get(message.role, message.role),
+            tuple(None if isinstance(part, ImagePart) else part for part in _parts(message)),
+        )
+        for message in messages
+    ]
     ids = encode_turns(processor.tokenizer, turns, image_pad_id=model.image_pad_id)
     return prepare_prompt(model, processor, ids, pictures)
 
@@ -116,34 +137,3 @@ def _parts(message: Message) -> list[str | ImagePart]:
     if isinstance(message.content, str):
         return [message.content]
     return [part if isinstance(part, ImagePart) else part.text for part in message.content]
-
-
-def _picture(url: str, limits: RequestLimits) -> Image.Image:
-    found = _DATA_URL.match(url)
-    if found is None:
-        scheme = url[:40].partition(":")[0]
-        raise Problem(
-            400,
-            "invalid_image_url",
-            f"image_url: a URL of the scheme {scheme!r}; allowed: data:image/...;base64,...",
-            param="messages",
-        )
-    if (len(url) - found.end()) * 3 // 4 > limits.picture_bytes + 2:
-        raise Problem(
-            400,
-            "limit_exceeded",
-            f"image_url: a picture of more than {limits.picture_bytes} bytes",
-            param="messages",
-        )
-    try:
-        content = base64.b64decode(url[found.end() :], validate=True)
-    except (binascii.Error, ValueError):
-        raise Problem(400, "invalid_image_url", "image_url: no valid base64", param="messages") from None
-    if len(content) > limits.picture_bytes:
-        raise Problem(
-            400,
-            "limit_exceeded",
-            f"image_url: a picture of {len(content)} bytes; allowed: up to {limits.picture_bytes}",
-            param="messages",
-        )
-    return open_picture(content, max_pixels=limits.picture_pixels)

@@ -1,5 +1,7 @@
 """What a server answers instead of a stream: a status, a code, and one line."""
 
+from collections.abc import Mapping
+
 
 class Problem(Exception):  # noqa: N818  (it is an answer, not a fault)
     """An HTTP answer in OpenAI's form of an error.
@@ -10,6 +12,7 @@ class Problem(Exception):  # noqa: N818  (it is an answer, not a fault)
         message: for people; shows no internals.
         param: the field of the request that is wrong.
         retry_after: seconds after which the same request may succeed.
+        headers: beside the content's and `Retry-After`.
     """
 
     def __init__(
@@ -20,10 +23,12 @@ class Problem(Exception):  # noqa: N818  (it is an answer, not a fault)
         *,
         param: str | None = None,
         retry_after: int | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
         self.status, self.code, self.message = status, code, message
         self.param, self.retry_after = param, retry_after
+        self._headers = headers or {}
 
     @property
     def body(self) -> dict:
@@ -34,4 +39,5 @@ class Problem(Exception):  # noqa: N818  (it is an answer, not a fault)
     @property
     def headers(self) -> dict[str, str]:
         """Beside the content's."""
-        return {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+        wait = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+        return wait | dict(self._headers)

@@ -291,7 +291,7 @@ WRONG: dict[str, tuple[Any, int, str]] = {
     "a long prompt": ({"messages": asked("word " * 900)}, 400, "context_length_exceeded"),
     "a large body": (b" " * 100_001, 413, "limit_exceeded"),
     "three pictures": ({"messages": asked("a", *[picture()] * 3)}, 400, "limit_exceeded"),
-    "many pixels": ({"messages": asked("a", picture(128, 65))}, 400, "invalid_value"),
+    "many pixels": ({"messages": asked("a", picture(128, 65))}, 400, "invalid_image"),
 }
 
 

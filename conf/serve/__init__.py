@@ -13,6 +13,22 @@ _MILLISECONDS = Range(1, 86_400_000)
 class ServeSettings:
     host: str = typed("127.0.0.1", "where to listen; 0.0.0.0 is every network", "an address or a host's name")
     port: int = number(8000, "where to listen; 0: any free port", "an integer", Range(0, 65535))
+    keys_file: str | None = typed(
+        None,
+        "API keys: who has none is not let in",
+        "a path to a file with a key on each line, or null: everybody is",
+    )
+    rate: str | None = typed(
+        None,
+        "how often a key may begin a stream; without keys, all together",
+        "such as 60/minute, or 10/second;600/hour, or null",
+    )
+    picture_hosts: list[str] = typed(
+        [],
+        "hosts from which pictures are fetched by http(s); redirects and addresses are checked",
+        "a list [example.com,example.com:8443], or null: nothing is fetched",
+    )
+    fetch_ms: int = number(5000, "to fetch one picture", "an integer", _MILLISECONDS)
     rows: list[int] = number(
         [1, 4, 16, 32, 50],
         "sizes of the batch, ascending; the last is how many streams run at once",
@@ -56,7 +72,18 @@ class LimitSettings:
     messages: int = number(256, "of the conversation", "an integer", Range(1, 2**20))
     pictures: int = number(8, "in all messages", "an integer", Range(0, 4096))
     picture_bytes: int = number(16 * 2**20, "of one picture's file", "an integer", Range(1, 2**40))
-    picture_pixels: int = number(50_000_000, "of one decoded picture", "an integer", Range(1, 2**40))
+    picture_pixels: int = number(50_000_000, "of all pictures, decoded", "an integer", Range(1, 2**40))
+    picture_frames: int = number(
+        256, "of one animation, of which the first is taken", "an integer", Range(1, 2**40)
+    )
+    picture_ms: int = number(5000, "to decode one picture", "an integer", _MILLISECONDS)
+    prompt_characters: int = number(
+        262_144,
+        "of all texts together; as tokens, they have to fit serve.context",
+        "an integer",
+        Range(1, 2**40),
+    )
+    new_tokens: int = number(2**20, "of the answer, beside serve.context", "an integer", Range(1, 2**40))
     stop_strings: int = number(4, "that end an answer", "an integer", Range(0, 4096))
     stop_length: int = number(256, "of one of them, in characters", "an integer", Range(1, 2**20))
 

@@ -1,0 +1,55 @@
+"""Before every route: the caller has a key, and is no page of somebody else's."""
+
+from collections.abc import Callable
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from serve.keys import Keys
+from serve.problems import Problem
+
+_OPEN = {"/health", "/ready"}
+_HARMLESS = {
+    "GET",
+    "HEAD",
+    "OPTIONS",
+}  # of HTTP: they change nothing, and without CORS nobody else reads them
+_CHALLENGE = 'Bearer realm="saccade", Basic realm="saccade", charset="UTF-8"'
+
+
+class Guard:
+    """Puts the owner of the request's key into `scope["state"]["owner"]`, or answers that there is none.
+
+    Args:
+        refuse: the response to a problem.
+    """
+
+    def __init__(self, app: ASGIApp, keys: Keys, refuse: Callable[[Problem], Response]) -> None:
+        self._app, self._keys, self._refuse = app, keys, refuse
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket") or scope["path"] in _OPEN:
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        owner = self._keys.owner(headers.get("authorization"))
+        if owner is None:
+            message = "a key is needed: Authorization: Bearer KEY"
+            refusal = Problem(401, "unauthorized", message, headers={"WWW-Authenticate": _CHALLENGE})
+        elif _foreign(scope, headers):
+            refusal = Problem(403, "cross_origin", "pages of other servers may not ask this one")
+        else:
+            scope.setdefault("state", {})["owner"] = owner
+            await self._app(scope, receive, send)
+            return
+        await self._refuse(refusal)(scope, receive, send)
+
+
+def _foreign(scope: Scope, headers: Headers) -> bool:
+    """Whether a browser sends this for a page from elsewhere: it would lend that page its user's key."""
+    origin = headers.get("origin")
+    if origin is None or (scope["type"] == "http" and scope["method"] in _HARMLESS):
+        return False
+    return urlsplit(origin).netloc != headers.get("host")
