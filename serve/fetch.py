@@ -90,11 +90,12 @@ class Fetcher:
     def _target(self, url: str) -> httpcore.URL:
         try:
             parts = urlsplit(url)
-            port = parts.port or _PORTS[parts.scheme]
+            default = _PORTS[parts.scheme]
+            port = parts.port or default
         except (ValueError, KeyError):
             raise _refused("no http(s) URL") from None
         host = parts.hostname or ""
-        name = host if port == _PORTS[parts.scheme] else f"{host}:{port}"
+        name = host if port == default else f"{host}:{port}"
         if "@" in parts.netloc:
             raise _refused("a URL with credentials")
         if name not in self._hosts:

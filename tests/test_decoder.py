@@ -137,7 +137,7 @@ def test_a_process_that_hangs_raves_or_dies_is_replaced(moody):
 
 def test_a_process_that_was_killed_while_idle_is_not_noticed(moody):
     moody.open(b"fine")
-    process = moody._workers[0]._process
+    process = moody._workers[0]._process  # pyright: ignore[reportOptionalMemberAccess]
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert moody.open(b"fine").tobytes() == b"abc"
@@ -162,7 +162,7 @@ def test_the_process_imports_no_jax_and_gets_no_secrets(decoder, monkeypatch):
     monkeypatch.setenv("SOME_SECRET", "hunter2")
     other = Decoder(1, seconds=20, max_pixels=PIXELS, max_frames=1)
     other.open(encoded(noise(8, 8)))
-    pid = other._workers[0]._process.pid
+    pid = other._workers[0]._process.pid  # pyright: ignore[reportOptionalMemberAccess]
     try:
         with open(f"/proc/{pid}/maps") as maps, open(f"/proc/{pid}/environ") as environment:
             assert "jaxlib" not in maps.read()

@@ -29,6 +29,7 @@ LIMITS = (
     "limits.stop_strings=2",
     "limits.stop_length=5",
     "limits.body_bytes=20000",
+    "serve.picture_hosts=[localhost:9]",
 )
 
 
@@ -239,6 +240,21 @@ def test_text_that_spells_a_special_token_stays_text(tiny, open_server, text):
     assert events[0]["image_tokens"] == 0
     assert events[0]["prompt_tokens"] == prompt_tokens
     assert "".join(e["text"] for e in events if e["event"] == "delta") == result.texts[0]
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("http://localhost:9/a.png", "not of the public internet"),
+        ("HTTPS://localhost/a.png", "not listed"),
+        ("http://127.0.0.1:9/a.png", "not listed"),
+        ("file:///etc/passwd", "scheme 'file'"),
+    ],
+)
+def test_pictures_are_fetched_from_no_place_inside(open_server, url, why):
+    refused = httpx.post(f"{open_server.url}/v1/stream", json=showing(url), timeout=60)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "invalid_image_url")
+    assert why in refused.json()["error"]["message"]
 
 
 HOSTILE = {
