@@ -144,9 +144,20 @@ def parse(body: bytes, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:
-        what, _, where = str(error).partition(" - at ")
-        path = where.strip("`").removeprefix("$").lstrip(".")
-        param = path or None
-        raise Problem(400, "invalid_value", f"{path or 'body'}: {what}", param=param) from None
+        raise _invalid(error) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Problem(400, "invalid_json", f"body: no valid JSON ({str(error)[:200]})") from None
+
+
+def converted(fields: dict[str, Any], kind: type[T]) -> T:
+    """The request in what was JSON, or came as something like it. Raises Problem where it is none."""
+    try:
+        return msgspec.convert(fields, type=kind)
+    except msgspec.ValidationError as error:
+        raise _invalid(error) from None
+
+
+def _invalid(error: msgspec.ValidationError) -> Problem:
+    what, _, where = str(error).partition(" - at ")
+    path = where.strip("`").removeprefix("$").lstrip(".")
+    return Problem(400, "invalid_value", f"{path or 'body'}: {what}", param=path or None)

@@ -13,6 +13,9 @@ _MILLISECONDS = Range(1, 86_400_000)
 class ServeSettings:
     host: str = typed("127.0.0.1", "where to listen; 0.0.0.0 is every network", "an address or a host's name")
     port: int = number(8000, "where to listen; 0: any free port", "an integer", Range(0, 65535))
+    grpc_port: int = number(
+        50051, "where gRPC listens; 0: any free port, -1: nowhere", "an integer", Range(-1, 65535)
+    )
     rows: list[int] = number(
         [1, 4, 16, 32, 50],
         "sizes of the batch, ascending; the last is how many streams run at once",
