@@ -144,7 +144,7 @@ class Hub:
             wake=self.engine.wake,
             notify=lambda: self._handoff.mark(news),
         )
-        job = self.engine.submit(prompt, sampling, stream)
+        job = self.engine.submit(prompt, sampling, stream, request.goes_on(self.context))
         return Live(stream, job, news, owner, resumable=chunks is not None)
 
     def find(self, stream_id: str, owner: str) -> Live:

@@ -50,6 +50,9 @@ class Metrics:
         self._stalls = Counter(
             "saccade_stream_credit_stalls", "How often a stream stood still for an ack.", registry=registry
         )
+        self._reseeds = Counter(
+            "saccade_stream_reseeds", "How often an endless stream's row was renewed.", registry=registry
+        )
         self._first = Histogram(
             "saccade_stream_ttft_seconds",
             "From the request to the first token.",
@@ -92,6 +95,7 @@ class Metrics:
     def ended(self, stream: Stream) -> None:
         """A stream has ended."""
         self._stalls.inc(stream.stalls)
+        self._reseeds.inc(stream.reseeds)
         if isinstance(stream.end, Error):
             self._failed.labels(stream.end.code).inc()
         elif isinstance(stream.end, End) and stream.end.finish_reason == "cancelled":

@@ -14,7 +14,6 @@ from models.decoder import VisionEmbeddings
 from models.model import Model
 from sample.config import SamplingConfig
 from sample.loops import history_of
-from sample.request import padded_prompt
 from sample.step import DecodeState, Prompt, prefill_chunk
 from serve.engine_config import EngineConfig
 from serve.job import Job, sampling_row
@@ -55,14 +54,31 @@ class Device(NamedTuple):
 
 
 class Prefill:
-    """One stream's prompt; `advance` does one piece of it. Of one thread: the one that owns the device."""
+    """One stream's prompt; `advance` does one piece of it. Of one thread: the one that owns the device.
 
-    def __init__(self, device: Device, job: Job, pictures: PictureCache) -> None:
+    Args:
+        begun: what to feed instead of the job's prompt, and the row that is to hold it.
+    """
+
+    def __init__(
+        self, device: Device, job: Job, pictures: PictureCache, begun: tuple[Prompt, Rows] | None = None
+    ) -> None:
         self.job = job
         self._device, self._pictures = device, pictures
-        self._begun: tuple[Prompt, Rows] | None = None
-        self._seen: list[VisionEmbeddings] = []
+        self._begun = begun
+        self._length = len(job.prompt.tokens) if begun is None else int(begun[0].lengths[0])
+        self._seen = [] if begun is None or job.endless is None else job.endless.seen
         self._fed = 0
+
+    @classmethod
+    def renewing(cls, device: Device, job: Job, row: Rows, pictures: PictureCache) -> "Prefill":
+        """Of an endless stream's full row: its sinks and tail, computed anew."""
+        assert job.endless is not None
+        whole = job.endless.begin_renewal()
+        state = row.state._replace(
+            length=jax.device_put(np.zeros(1, np.int32)), delta=jax.device_put(whole.deltas)
+        )
+        return cls(device, job, pictures, (whole, row._replace(state=state)))
 
     @property
     def cost(self) -> int:
@@ -70,7 +86,7 @@ class Prefill:
         chunks = self._device.config.chunks
         if any(p not in self._pictures for p in self.job.prompt.pictures[len(self._seen) :]):
             return chunks[-1]
-        return chunk_size(chunks, len(self.job.prompt.tokens) - self._fed)
+        return chunk_size(chunks, self._length - self._fed)
 
     def advance(self) -> tuple[Rows, Array] | None:
         """Encode one picture that is not known yet, or feed one chunk.
@@ -92,10 +108,10 @@ class Prefill:
     def _feed(self) -> tuple[Rows, Array] | None:
         device, job = self._device, self.job
         prompt, row = self._begun or first_row(device, job.prompt, job.config)
-        size = chunk_size(device.config.chunks, len(job.prompt.tokens) - self._fed)
+        size = chunk_size(device.config.chunks, self._length - self._fed)
         chunk = prompt.part(self._fed, self._fed + size, size)
         self._fed += int(chunk.lengths[0])
-        last = self._fed == len(job.prompt.tokens)
+        last = self._fed == self._length
         vision, rows = self._look(np.asarray(chunk.vision_rows[0]))
         state, packed = prefill_chunk(
             device.model,
@@ -109,6 +125,8 @@ class Prefill:
         )
         row = row._replace(state=state)
         self._begun = (prompt, row)
+        if last and job.endless is not None:
+            job.endless.seen = self._seen
         return (row, packed) if last else None
 
     def _look(self, rows: Int32[np.ndarray, " C"]) -> tuple[VisionEmbeddings, Int32[np.ndarray, " C"]]:
@@ -131,7 +149,7 @@ def chunk_size(sizes: tuple[int, ...], left: int) -> int:
 def first_row(device: Device, prompt: PreparedPrompt, asked: SamplingConfig) -> tuple[Prompt, Rows]:
     """The whole prompt on the host, and a row on the device that has nothing of it yet."""
     model, tokens = device.model, prompt.tokens
-    whole = padded_prompt(model, prompt.grid_thw, [tokens], 0, len(tokens))
+    whole = prompt.padded(model)
     in_prompt = np.zeros((1, model.vocab_size), bool)
     in_prompt[0, tokens] = True
     zero = np.zeros(1, np.int32)

@@ -52,6 +52,7 @@ def _grow_and_shrink(device: Device, loaded: LoadedModel, configs: list[Sampling
             for job in batch.jobs:
                 job.config = config
             batch.step()
+        batch.row_of(batch.jobs[0])
     for size in reversed((0, *sizes[:-1])):
         for job in batch.jobs[size:]:
             job.ended = True
@@ -73,6 +74,8 @@ class _Nobody:
         return True
 
     def prefilling(self) -> None: ...
+
+    def reseeding(self) -> None: ...
 
     def push(self, piece: Piece) -> None: ...
 

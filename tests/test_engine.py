@@ -37,6 +37,7 @@ class Reader:
         self.rest = ""
         self.credit = credit
         self.prefilled = False
+        self.reseeds = 0
         self.closed = False
         self.over = threading.Event()
 
@@ -45,6 +46,9 @@ class Reader:
 
     def prefilling(self) -> None:
         self.prefilled = True
+
+    def reseeding(self) -> None:
+        self.reseeds += 1
 
     def push(self, piece: Piece) -> None:
         assert not self.ends

@@ -4,7 +4,6 @@ import asyncio
 from typing import Any, NoReturn
 
 import grpc
-import grpc.aio
 from grpc.aio import EOF, ServicerContext  # pyright: ignore[reportAttributeAccessIssue]
 
 from serve.commands import Command
@@ -101,7 +100,10 @@ class Service:
 
 
 class CallWire:
-    """A running RPC. Raises CancelledError when the client is gone."""
+    """A running RPC.
+
+    When the client is gone, its task is cancelled; but a write that waits raises gRPC's ExecuteBatchError.
+    """
 
     def __init__(self, context: ServicerContext) -> None:
         self._context = context
@@ -122,14 +124,8 @@ class CallWire:
 
     async def tell(self, event: Event) -> None:
         """An event, once the connection has taken it."""
-        await self._write(message_of(event))
+        await self._context.write(message_of(event))
 
     async def answer(self, problem: Problem) -> None:
         """As an event."""
-        await self._write(problem_of(problem))
-
-    async def _write(self, message: Any) -> None:
-        try:
-            await self._context.write(message)
-        except grpc.aio.InternalError:  # what a write raises that waits when the client goes
-            raise asyncio.CancelledError from None
+        await self._context.write(problem_of(problem))
