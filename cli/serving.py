@@ -38,6 +38,7 @@ def hub_config(settings: ServerSettings) -> "HubConfig":
             chunks=tuple(given.chunks),
             waiting=given.waiting,
             picture_bytes=given.picture_cache_mb * 2**20,
+            prefix_bytes=given.prefix_cache_mb * 2**20,
         )
     rules, streams = _rules(given, registry), _streams(registry)
     with _named("limits"):

@@ -19,8 +19,7 @@ from serve.batch import Batch, Output
 from serve.endless import EndlessRow
 from serve.engine_config import EngineConfig
 from serve.job import Consumer, Job, check_job
-from serve.pictures import PictureCache
-from serve.prefill import Device, Prefill
+from serve.prefill import Device, Known, Prefill
 from serve.prompt import PreparedPrompt
 from serve.rows import Rows
 from serve.warm_up import warm_up
@@ -46,6 +45,8 @@ class Figures(NamedTuple):
     picture_bytes: int
     picture_hits: int
     picture_misses: int
+    prefix_bytes: int
+    prefix_tokens_reused: int
 
 
 class Engine:
@@ -61,7 +62,7 @@ class Engine:
         self._loaded = loaded
         self.limit = self.config.rows[-1]  # streams that may run at once; whoever lowers it ends none
         self._delivered: Callable[[], None] = lambda: None
-        self._pictures = PictureCache(loaded.model, loaded.params, self.config.picture_bytes)
+        self._known = Known.nothing_of(loaded, self.config)
         self._prefill: Prefill | None = None
         self._renewals: deque[Prefill] = deque()
         self._ahead: list[Output] = []
@@ -87,8 +88,8 @@ class Engine:
     def figures(self) -> Figures:
         """From any thread."""
         if not self._ready.is_set():
-            return Figures(0, 0, 0, 0, 0, 0)
-        pictures = self._pictures
+            return Figures(*(0 for _ in Figures._fields))
+        pictures, prefixes = self._known
         return Figures(
             running=len(self._batch.jobs),
             waiting=len(self._inbox) + (self._prefill is not None),
@@ -96,6 +97,8 @@ class Engine:
             picture_bytes=pictures.bytes,
             picture_hits=pictures.hits,
             picture_misses=pictures.misses,
+            prefix_bytes=prefixes.bytes,
+            prefix_tokens_reused=prefixes.reused,
         )
 
     def start(self, delivered: Callable[[], None] = lambda: None) -> None:
@@ -234,7 +237,7 @@ class Engine:
         for job in self._batch.jobs:
             if job.wants_room:
                 row = self._batch.row_of(job)
-                self._renewals.append(Prefill.renewing(self._device, job, row, self._pictures))
+                self._renewals.append(Prefill.renewing(self._device, job, row, self._known))
                 job.consumer.reseeding()
 
     def _feed_some(self) -> None:
@@ -281,7 +284,7 @@ class Engine:
                 return None
             job = self._inbox.popleft()
         job.consumer.prefilling()
-        return Prefill(self._device, job, self._pictures)
+        return Prefill(self._device, job, self._known)
 
     def _fail_running(self, error: RuntimeError) -> None:
         """All rows are lost with the buffers that the failed program took; waiting streams are not."""

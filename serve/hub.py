@@ -229,6 +229,8 @@ class Hub:
             picture_bytes=figures.picture_bytes,
             picture_hits=figures.picture_hits,
             picture_misses=figures.picture_misses,
+            prefix_bytes=figures.prefix_bytes,
+            prefix_tokens_reused=figures.prefix_tokens_reused,
         )
 
 

@@ -26,6 +26,8 @@ class Reading(NamedTuple):
     picture_bytes: int
     picture_hits: int
     picture_misses: int
+    prefix_bytes: int
+    prefix_tokens_reused: int
 
 
 class Metrics:
@@ -120,11 +122,17 @@ class _Now(Collector):
             ("saccade_stream_limit", "Streams that may run at once.", reading.limit),
             ("saccade_unacked_chunks", "Chunks on their way to readers.", reading.unacked),
             ("saccade_picture_cache_bytes", "Memory of pictures that were seen.", reading.picture_bytes),
+            ("saccade_prefix_cache_bytes", "Memory of what prompts begin with.", reading.prefix_bytes),
         ):
             yield GaugeMetricFamily(name, text, value)
         for name, text, value in (
             ("saccade_picture_cache_hits", "Pictures that were known.", reading.picture_hits),
             ("saccade_picture_cache_misses", "Pictures that were not.", reading.picture_misses),
+            (
+                "saccade_prefix_cache_tokens",
+                "Tokens of prompts that were not computed again.",
+                reading.prefix_tokens_reused,
+            ),
         ):
             yield CounterMetricFamily(name, text, value)
 

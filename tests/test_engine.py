@@ -24,7 +24,13 @@ from serve.prompt import PreparedPrompt, content_key, prepare_picture, prepare_p
 from tests.test_compiles import compilations
 
 SIZES = EngineConfig(
-    rows=(4, 32), context=400, chunks=(16, 64), top_logprobs=3, pictures=((64, 64), (96, 32)), waiting=64
+    rows=(4, 32),
+    context=400,
+    chunks=(16, 64),
+    top_logprobs=3,
+    pictures=((64, 64), (96, 32)),
+    waiting=64,
+    prefix_bytes=0,
 )
 
 

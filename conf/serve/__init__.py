@@ -39,6 +39,9 @@ class ServeSettings:
     picture_cache_mb: int = number(
         256, "memory for pictures that were seen, in MiB", "an integer", Range(0, 2**20)
     )
+    prefix_cache_mb: int = number(
+        256, "memory for what prompts begin with alike, in MiB", "an integer", Range(0, 2**20)
+    )
     heartbeat_ms: int = number(
         10_000, "a silent stream says that it lives as often as this", "an integer", _MILLISECONDS
     )
