@@ -7,7 +7,7 @@ from cli.command import DONE, leave, run_command
 from cli.generation import load
 from cli.interrupts import INTERRUPTED, Interrupts
 from cli.report import Report
-from cli.serving import check_installed, hub_config, listening_socket, metrics_server, url
+from cli.serving import check_installed, host_port, hub_config, listening_socket, metrics_server, url
 from conf.serve import SERVER, ServerSettings
 
 
@@ -23,16 +23,23 @@ def serve(settings: ServerSettings, report: Report, interrupts: Interrupts) -> i
 
     hub = Hub(loaded, hub_config(settings))
     metrics = metrics_server(settings, hub.metrics.registry)
-    report.line(f"listening on {url(listener)}" + (f" | metrics on {metrics}" if metrics else ""))
-    report.begin("compiling, or fetching what was compiled before")
+
+    def listening(rpc: int | None) -> None:
+        places = {
+            "listening": url(listener),
+            "gRPC": rpc and host_port(settings.serve.host, rpc),
+            "metrics": metrics,
+        }
+        report.line(" | ".join(f"{what} on {where}" for what, where in places.items() if where))
+        report.begin("compiling, or fetching what was compiled before")
 
     def ready() -> None:
         report.end()
         report.line(f"ready | {compilations}")
 
-    stopped_by = uvloop.run(
-        serve_hub(hub, listener, ready=ready, drain=settings.serve.drain_timeout_ms / 1e3)
-    )
+    rpc = None if settings.serve.grpc_port < 0 else host_port(settings.serve.host, settings.serve.grpc_port)
+    drain = settings.serve.drain_timeout_ms / 1e3
+    stopped_by = uvloop.run(serve_hub(hub, listener, rpc, listening=listening, ready=ready, drain=drain))
     report.end()
     report.line("stopped")
     return INTERRUPTED if stopped_by == signal.SIGINT else DONE

@@ -41,6 +41,7 @@ def hub_config(settings: ServerSettings) -> "HubConfig":
             chunks=tuple(given.chunks),
             waiting=given.waiting,
             picture_bytes=given.picture_cache_mb * 2**20,
+            prefix_bytes=given.prefix_cache_mb * 2**20,
         )
     rules, streams = _rules(given, registry), _streams(registry)
     with _named("limits"):
@@ -70,6 +71,9 @@ def check_installed() -> None:
     """Raises UsageError where what only the server needs is missing."""
     for name in (
         "blake3",
+        "grpc",
+        "grpc_health",
+        "grpc_reflection",
         "httpcore",
         "httptools",
         "limits",
@@ -129,8 +133,12 @@ def metrics_server(settings: ServerSettings, registry: "CollectorRegistry") -> s
 
 def url(listener: socket.socket) -> str:
     """Where a browser finds it."""
-    host, port = listener.getsockname()[:2]
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    return "http://" + host_port(*listener.getsockname()[:2])
+
+
+def host_port(host: str, port: int) -> str:
+    """An address as it is written."""
+    return f"{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def _rules(given: ServeSettings, registry: RegistrySettings) -> "StreamRules":

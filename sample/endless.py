@@ -54,6 +54,12 @@ class StreamPlan(NamedTuple):
         """The history that the device needs for it."""
         return 0 if self.config.policy == "shift" else self.tail
 
+    def renewed(self, tail: Int[np.ndarray, " T"]) -> Prompt:
+        """The sinks, and behind them these tokens: what a reseed computes anew, as one prompt."""
+        whole = _sinks(self.sinks, self.anchor, self.anchor + len(tail))
+        whole.tokens[0, self.anchor :] = tail
+        return whole._replace(lengths=_row(self.anchor + len(tail)))
+
     @property
     def has_pictures(self) -> bool:
         """Whether there is a picture among the sinks."""

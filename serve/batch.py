@@ -77,13 +77,17 @@ class Batch:
         return len(self._jobs)
 
     def add(self, job: Job, row: Rows) -> int:
-        """Give a job a row, filled as `row` is; returns which."""
-        if None not in self._jobs:
+        """Give a job a row, filled as `row` is, or fill the one that it has; returns which."""
+        if job not in self._jobs and None not in self._jobs:
             self._resize(self._sizes[self._sizes.index(self.rows) + 1])
-        index = self._jobs.index(None)
+        index = self._jobs.index(job if job in self._jobs else None)
         self._rows = insert(self._rows, row, np.int32(index))
         self._jobs[index] = job
         return index
+
+    def row_of(self, job: Job) -> Rows:
+        """A copy of a job's row."""
+        return self._resized(self._rows, [self._jobs.index(job)], 1)
 
     def drop_ended(self) -> None:
         """Free the rows of streams that are over, and give up rows that were not needed for a while."""
@@ -108,7 +112,7 @@ class Batch:
         state, packed = decode_step(model, params, *self._rows, live, top=top)
         self._rows = self._rows._replace(state=state)
         for _, job in owners:
-            job.dispatched()
+            job.stepped()
         return Output(packed, owners)
 
     def _resize(self, size: int) -> None:

@@ -6,10 +6,12 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 from msgspec import Meta, Struct
 
+from sample.stream_config import StreamConfig
 from serve.chunks import ChunkConfig, Granularity
 from serve.problems import Problem
 
 T = TypeVar("T")
+_NO_END = 2**31 - 1  # tokens
 
 
 class ImageUrl(Struct, forbid_unknown_fields=True):
@@ -75,6 +77,10 @@ class ChatRequest(Struct, forbid_unknown_fields=True, kw_only=True):
         """Of Saccade's own streams, to which a reader can come back; None: a chat completion."""
         return None
 
+    def goes_on(self, context: int) -> StreamConfig | None:
+        """How, when so many tokens are full; None: not at all."""
+        return None
+
     def sampling(self) -> dict[str, Any]:
         """What of it is about sampling, by the names of `SamplingConfig`; without a seed, a random one."""
         given = {
@@ -125,12 +131,36 @@ class ChatRequest(Struct, forbid_unknown_fields=True, kw_only=True):
             ) from None
 
 
+class Endless(Struct, forbid_unknown_fields=True):
+    """An answer that goes on when the context is full, with sinks and tail computed anew; sizes in tokens."""
+
+    context: int | None = None  # all that the server has
+    sinks: int | None = None  # of the prompt; all of it
+    tail: int = 256
+    ignore_eos: bool = True  # nor does it end at an end token
+
+
 class StreamRequest(ChatRequest, kw_only=True):
     """`POST /v1/stream`: the same, and how tokens are joined to deltas."""
 
     granularity: Granularity = "token"
     chunk_tokens: int = 8
     chunk_seconds: float = 0.1
+    endless: Endless | None = None
+
+    def sampling(self) -> dict[str, Any]:
+        """An endless answer has no length but the one that is asked for."""
+        given = super().sampling()
+        if self.endless is None:
+            return given
+        return {"max_new_tokens": _NO_END} | given | {"ignore_eos": self.endless.ignore_eos}
+
+    def goes_on(self, context: int) -> StreamConfig | None:
+        """How, where an answer is endless. Raises SettingsError for values out of range."""
+        asked = self.endless
+        if asked is None:
+            return None
+        return StreamConfig(context=asked.context or context, sinks=asked.sinks, tail=asked.tail)
 
     @property
     def chunks(self) -> ChunkConfig:
@@ -147,9 +177,20 @@ def parse(body: bytes, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:
-        what, _, where = str(error).partition(" - at ")
-        path = where.strip("`").removeprefix("$").lstrip(".")
-        param = path or None
-        raise Problem(400, "invalid_value", f"{path or 'body'}: {what}", param=param) from None
+        raise _invalid(error) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Problem(400, "invalid_json", f"body: no valid JSON ({str(error)[:200]})") from None
+
+
+def converted(fields: dict[str, Any], kind: type[T]) -> T:
+    """The request in what was JSON, or came as something like it. Raises Problem where it is none."""
+    try:
+        return msgspec.convert(fields, type=kind)
+    except msgspec.ValidationError as error:
+        raise _invalid(error) from None
+
+
+def _invalid(error: msgspec.ValidationError) -> Problem:
+    what, _, where = str(error).partition(" - at ")
+    path = where.strip("`").removeprefix("$").lstrip(".")
+    return Problem(400, "invalid_value", f"{path or 'body'}: {what}", param=path or None)

@@ -13,11 +13,13 @@ from jaxtyping import Array
 
 from models.load import LoadedModel
 from sample.config import SamplingConfig
+from sample.endless import make_plan
+from sample.stream_config import StreamConfig
 from serve.batch import Batch, Output
+from serve.endless import EndlessRow
 from serve.engine_config import EngineConfig
 from serve.job import Consumer, Job, check_job
-from serve.pictures import PictureCache
-from serve.prefill import Device, Prefill
+from serve.prefill import Device, Known, Prefill
 from serve.prompt import PreparedPrompt
 from serve.rows import Rows
 from serve.warm_up import warm_up
@@ -43,6 +45,8 @@ class Figures(NamedTuple):
     picture_bytes: int
     picture_hits: int
     picture_misses: int
+    prefix_bytes: int
+    prefix_tokens_reused: int
 
 
 class Engine:
@@ -58,8 +62,9 @@ class Engine:
         self._loaded = loaded
         self.limit = self.config.rows[-1]  # streams that may run at once; whoever lowers it ends none
         self._delivered: Callable[[], None] = lambda: None
-        self._pictures = PictureCache(loaded.model, loaded.params, self.config.picture_bytes)
+        self._known = Known.nothing_of(loaded, self.config)
         self._prefill: Prefill | None = None
+        self._renewals: deque[Prefill] = deque()
         self._ahead: list[Output] = []
         self._failures = 0
         self._inbox: deque[Job] = deque()
@@ -83,8 +88,8 @@ class Engine:
     def figures(self) -> Figures:
         """From any thread."""
         if not self._ready.is_set():
-            return Figures(0, 0, 0, 0, 0, 0)
-        pictures = self._pictures
+            return Figures(*(0 for _ in Figures._fields))
+        pictures, prefixes = self._known
         return Figures(
             running=len(self._batch.jobs),
             waiting=len(self._inbox) + (self._prefill is not None),
@@ -92,6 +97,8 @@ class Engine:
             picture_bytes=pictures.bytes,
             picture_hits=pictures.hits,
             picture_misses=pictures.misses,
+            prefix_bytes=prefixes.bytes,
+            prefix_tokens_reused=prefixes.reused,
         )
 
     def start(self, delivered: Callable[[], None] = lambda: None) -> None:
@@ -109,8 +116,18 @@ class Engine:
         if self._error is not None:
             raise EngineDeadError("the engine could not start") from self._error
 
-    def submit(self, prompt: PreparedPrompt, config: SamplingConfig, consumer: Consumer) -> Job:
+    def submit(
+        self,
+        prompt: PreparedPrompt,
+        config: SamplingConfig,
+        consumer: Consumer,
+        stream: StreamConfig | None = None,
+    ) -> Job:
         """Queue a stream; its consumer hears of all that follows.
+
+        Args:
+            stream: how it goes on when its row is full; its loops are looked for in as many tokens as a row
+                holds. Without it, prompt and answer fit a row together.
 
         Returns:
             The stream, for whom may change it while it runs.
@@ -120,8 +137,14 @@ class Engine:
             EngineBusyError: as many streams wait as may wait.
             EngineDeadError: the engine does not run.
         """
-        check_job(self._loaded.model, self.config, prompt, config)
-        job = Job(prompt, config, consumer, self._loaded.processor.tokenizer)
+        model = self._loaded.model
+        check_job(model, self.config, prompt, config, stream)
+        endless = (
+            None
+            if stream is None
+            else EndlessRow(make_plan(model, prompt.padded(model), prompt.grid_thw, stream))
+        )
+        job = Job(prompt, config, consumer, self._loaded.processor.tokenizer, endless)
         with self._condition:
             if not self.alive:
                 raise EngineDeadError("the engine does not run")
@@ -181,6 +204,7 @@ class Engine:
         try:
             self._batch.drop_ended()
             self._send(self._batch.step())
+            self._begin_renewals()
             self._feed_some()
         except RuntimeError as error:  # JAX's kind, for the device; the tokens before it are whole
             failure = error
@@ -188,7 +212,8 @@ class Engine:
         if failure is not None:
             self._fail_running(failure)
         self._delivered()
-        return bool(ahead or self._ahead or self._prefill or (self._inbox and self._has_room))
+        feeding = self._prefill or self._renewals or (self._inbox and self._has_room)
+        return bool(ahead or self._ahead or feeding)
 
     @property
     def _has_room(self) -> bool:
@@ -207,6 +232,13 @@ class Engine:
         except RuntimeError as error:
             return error
         return None
+
+    def _begin_renewals(self) -> None:
+        for job in self._batch.jobs:
+            if job.wants_room:
+                row = self._batch.row_of(job)
+                self._renewals.append(Prefill.renewing(self._device, job, row, self._known))
+                job.consumer.reseeding()
 
     def _feed_some(self) -> None:
         """As much of the prompts as the largest chunk computes: of one long one, or of several short ones."""
@@ -228,6 +260,7 @@ class Engine:
         except Exception:  # a picture's, a program's: nobody else's row has been touched
             _log.exception("a prompt could not be fed")
             prefill.job.fail("prefill_failed")
+            self.wake()  # it may have a row
             return
         if filled is None:
             self._prefill = prefill
@@ -236,10 +269,14 @@ class Engine:
 
     def _join(self, job: Job, row: Rows, packed: Array) -> None:
         job.dispatched()
+        if job.endless is not None:
+            job.endless.end_renewal()
         self._batch.add(job, row)
         self._send(Output(packed, [(0, job)], of_step=False))
 
     def _next_prefill(self) -> Prefill | None:
+        if self._renewals:
+            return self._renewals.popleft()
         with self._condition:
             waiting = [job for job in self._inbox if not job.over]
             self._inbox = deque(waiting)
@@ -247,7 +284,7 @@ class Engine:
                 return None
             job = self._inbox.popleft()
         job.consumer.prefilling()
-        return Prefill(self._device, job, self._pictures)
+        return Prefill(self._device, job, self._known)
 
     def _fail_running(self, error: RuntimeError) -> None:
         """All rows are lost with the buffers that the failed program took; waiting streams are not."""
@@ -256,6 +293,7 @@ class Engine:
         for job in self._batch.jobs:
             job.fail("step_failed")
         self._ahead = []
+        self._renewals.clear()
         self._batch.clear()
         if self._failures >= _FAILURES:
             raise EngineDeadError("the step fails again and again") from error
@@ -274,4 +312,5 @@ class Engine:
         for job in jobs:
             job.fail(code)
         self._prefill, self._ahead = None, []
+        self._renewals.clear()
         self._delivered()

@@ -25,6 +25,7 @@ class EngineConfig:
         pictures: widths and heights of pictures whose programs are compiled before the first stream comes;
             one of another number of patches compiles its own, and running streams wait for that.
         picture_bytes: of pictures' embeddings that are kept for later streams.
+        prefix_bytes: of what prompts begin with that is kept for later ones.
         top_logprobs: the most alternatives to a token that a stream may ask for, 0 to 20.
         logit_biases: the most entries of a stream's logit bias.
         token_ids: the most end tokens, and tokens exempt from the block of n-grams.
@@ -39,6 +40,7 @@ class EngineConfig:
     waiting: int = 64
     pictures: tuple[tuple[int, int], ...] = ((256, 256), (256, 224), (256, 192))
     picture_bytes: int = 256 * 2**20
+    prefix_bytes: int = 256 * 2**20
     top_logprobs: int = 20
     logit_biases: int = 64
     token_ids: int = 16
@@ -48,6 +50,7 @@ class EngineConfig:
             ("context", 2, _MOST),
             ("waiting", 0, _MOST),
             ("picture_bytes", 0, 2**63 - 1),
+            ("prefix_bytes", 0, 2**63 - 1),
             ("top_logprobs", 0, 20),
             ("logit_biases", 1, 4096),
             ("token_ids", 1, 4096),

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple, TypeAlias
 from msgspec import Struct
 
 EndReason = Literal["stop", "length", "cancelled", "content_filter", "repetition"]
-Phase = Literal["queued", "prefill", "decode", "paused"]
+Phase = Literal["queued", "prefill", "decode", "reseed", "paused"]
 
 
 class Usage(Struct, frozen=True):

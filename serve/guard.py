@@ -16,7 +16,6 @@ _HARMLESS = {
     "HEAD",
     "OPTIONS",
 }  # of HTTP: they change nothing, and without CORS nobody else reads them
-_CHALLENGE = 'Bearer realm="saccade", Basic realm="saccade", charset="UTF-8"'
 
 
 class Guard:
@@ -34,22 +33,20 @@ class Guard:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        owner = self._keys.owner(headers.get("authorization"))
-        if owner is None:
-            message = "a key is needed: Authorization: Bearer KEY"
-            refusal = Problem(401, "unauthorized", message, headers={"WWW-Authenticate": _CHALLENGE})
-        elif _foreign(scope, headers):
-            refusal = Problem(403, "cross_origin", "pages of other servers may not ask this one")
-        else:
-            scope.setdefault("state", {})["owner"] = owner
-            await self._app(scope, receive, send)
+        try:
+            owner = self._keys.admit(headers.get("authorization"))
+            _check_origin(scope, headers)
+        except Problem as problem:
+            await self._refuse(problem)(scope, receive, send)
             return
-        await self._refuse(refusal)(scope, receive, send)
+        scope.setdefault("state", {})["owner"] = owner
+        await self._app(scope, receive, send)
 
 
-def _foreign(scope: Scope, headers: Headers) -> bool:
-    """Whether a browser sends this for a page from elsewhere: it would lend that page its user's key."""
+def _check_origin(scope: Scope, headers: Headers) -> None:
+    """A browser lends a page its user's key, also to a page from elsewhere. Raises Problem for such a one."""
     origin = headers.get("origin")
     if origin is None or (scope["type"] == "http" and scope["method"] in _HARMLESS):
-        return False
-    return urlsplit(origin).netloc != headers.get("host")
+        return
+    if urlsplit(origin).netloc != headers.get("host"):
+        raise Problem(403, "cross_origin", "pages of other servers may not ask this one")

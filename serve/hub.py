@@ -173,7 +173,7 @@ class Hub:
             wake=self.engine.wake,
             notify=lambda: self._handoff.mark(news),
         )
-        job = self.engine.submit(prompt, sampling, stream)
+        job = self.engine.submit(prompt, sampling, stream, request.goes_on(self.context))
         return Live(stream, job, news, owner, resumable=chunks is not None)
 
     def find(self, stream_id: str, owner: str) -> Live:
@@ -258,6 +258,8 @@ class Hub:
             picture_bytes=figures.picture_bytes,
             picture_hits=figures.picture_hits,
             picture_misses=figures.picture_misses,
+            prefix_bytes=figures.prefix_bytes,
+            prefix_tokens_reused=figures.prefix_tokens_reused,
         )
 
 

@@ -12,7 +12,9 @@ from sample.config import SamplingConfig
 from sample.logits import SamplingParams, sampling_params
 from sample.outcome import Alternatives, FinishReason, alternatives, finish_reason
 from sample.step import EXHAUSTED, StepOutput
+from sample.stream_config import StreamConfig
 from sample.text import TextStream
+from serve.endless import EndlessRow
 from serve.engine_config import EngineConfig
 from serve.prompt import PreparedPrompt
 
@@ -45,6 +47,10 @@ class Consumer(Protocol):
         """The stream has left the queue."""
         ...
 
+    def reseeding(self) -> None:
+        """Room is being made for the next token."""
+        ...
+
     def push(self, piece: Piece) -> None:
         """The next token."""
         ...
@@ -62,9 +68,15 @@ class Job:
     """A stream from its submission to its end."""
 
     def __init__(
-        self, prompt: PreparedPrompt, config: SamplingConfig, consumer: Consumer, tokenizer: Any
+        self,
+        prompt: PreparedPrompt,
+        config: SamplingConfig,
+        consumer: Consumer,
+        tokenizer: Any,
+        endless: EndlessRow | None = None,
     ) -> None:
         self.prompt, self.config, self.consumer = prompt, config, consumer
+        self.endless = endless
         self.ended = False
         self._text = TextStream(tokenizer, config.stop, config.eos_ids)
         self._dispatched = self._delivered = 0
@@ -77,9 +89,25 @@ class Job:
     @property
     def may_step(self) -> bool:
         """Whether its row may take the next step."""
+        return self._may_go_on and (self.endless is None or self.endless.has_room)
+
+    @property
+    def wants_room(self) -> bool:
+        """Whether its row is full, and all tokens are there of which a new beginning is made."""
+        settled = self._dispatched == self._delivered
+        return self.endless is not None and self.endless.is_full and settled and self._may_go_on
+
+    @property
+    def _may_go_on(self) -> bool:
         if self.over or self._dispatched >= self.config.max_new_tokens:
             return False
         return self.consumer.may_step(self._dispatched - self._delivered)
+
+    def stepped(self) -> None:
+        """Its row has taken a step."""
+        self.dispatched()
+        if self.endless is not None:
+            self.endless.stepped()
 
     def add_stop(self, stop: Sequence[str]) -> None:
         """More strings that end it, in the text that is to come; from any thread.
@@ -105,6 +133,8 @@ class Job:
             self._finish(ended or "repetition", self._text.close())
             return
         token = int(output.token[row])
+        if self.endless is not None:
+            self.endless.delivered(token)
         text = self._text.push(token)
         if ended is not None:
             text += self._text.close()
@@ -126,7 +156,13 @@ class Job:
         self.consumer.finish(reason, rest)
 
 
-def check_job(model: Model, config: EngineConfig, prompt: PreparedPrompt, asked: SamplingConfig) -> None:
+def check_job(
+    model: Model,
+    config: EngineConfig,
+    prompt: PreparedPrompt,
+    asked: SamplingConfig,
+    stream: StreamConfig | None = None,
+) -> None:
     """Whether the engine's programs have room for a stream.
 
     Raises:
@@ -135,12 +171,10 @@ def check_job(model: Model, config: EngineConfig, prompt: PreparedPrompt, asked:
     """
     sampling_params([asked], vocab_size=model.vocab_size)
     length, context = len(prompt.tokens), config.context_of(model)
-    needed = length + asked.max_new_tokens
-    if needed > context:
-        raise SettingsError(
-            f"max_new_tokens: {length} prompt tokens + {asked.max_new_tokens} = {needed}; "
-            f"allowed: up to {context} together"
-        )
+    if stream is None:
+        _check_length(length, asked.max_new_tokens, context)
+    else:
+        _check_stream(length, stream, context)
     if asked.seed is None:
         raise SettingsError("seed: None; allowed: an integer, as a stream has no other key")
     for name, given, allowed in (
@@ -151,6 +185,25 @@ def check_job(model: Model, config: EngineConfig, prompt: PreparedPrompt, asked:
     ):
         if given > allowed:
             raise SettingsError(f"{name}: {given}; allowed: up to {allowed}")
+
+
+def _check_length(prompt: int, answer: int, context: int) -> None:
+    if prompt + answer > context:
+        raise SettingsError(
+            f"max_new_tokens: {prompt} prompt tokens + {answer} = {prompt + answer}; "
+            f"allowed: up to {context} together"
+        )
+
+
+def _check_stream(prompt: int, stream: StreamConfig, context: int) -> None:
+    if stream.policy != "reseed" or stream.summary is not None:
+        raise SettingsError(f"policy: {stream.policy}; allowed: reseed, without a summary")
+    if stream.context > context:
+        raise SettingsError(f"context: {stream.context}; allowed: up to {context}")
+    if prompt >= stream.context:
+        raise SettingsError(
+            f"context: {stream.context} with {prompt} prompt tokens; allowed: more than the prompt"
+        )
 
 
 def sampling_row(model: Model, config: EngineConfig, asked: SamplingConfig) -> SamplingParams:

@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from models.errors import SettingsError
+from serve.problems import Problem
 
 ANYBODY = ""
 """The owner of streams where there are no keys."""
 
+_CHALLENGE = 'Bearer realm="saccade", Basic realm="saccade", charset="UTF-8"'
 _SHORTEST = 16  # characters of a key
 
 
@@ -25,6 +27,14 @@ class Keys:
                     f"keys: key {number}: allowed: {_SHORTEST} or more visible ASCII characters, no blanks"
                 )
         self._digests = [_digest(key) for key in keys]
+
+    def admit(self, authorization: str | None) -> str:
+        """As `owner`. Raises Problem instead of returning None."""
+        owner = self.owner(authorization)
+        if owner is None:
+            message = "a key is needed: Authorization: Bearer KEY"
+            raise Problem(401, "unauthorized", message, headers={"WWW-Authenticate": _CHALLENGE})
+        return owner
 
     def owner(self, authorization: str | None) -> str | None:
         """Whose streams a request may touch, by its `Authorization`; None where it must not come in.

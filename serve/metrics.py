@@ -26,6 +26,8 @@ class Reading(NamedTuple):
     picture_bytes: int
     picture_hits: int
     picture_misses: int
+    prefix_bytes: int
+    prefix_tokens_reused: int
 
 
 class Metrics:
@@ -49,6 +51,9 @@ class Metrics:
         self._tokens = Counter("saccade_tokens", "Tokens that were made.", registry=registry)
         self._stalls = Counter(
             "saccade_stream_credit_stalls", "How often a stream stood still for an ack.", registry=registry
+        )
+        self._reseeds = Counter(
+            "saccade_stream_reseeds", "How often an endless stream's row was renewed.", registry=registry
         )
         self._first = Histogram(
             "saccade_stream_ttft_seconds",
@@ -92,6 +97,7 @@ class Metrics:
     def ended(self, stream: Stream) -> None:
         """A stream has ended."""
         self._stalls.inc(stream.stalls)
+        self._reseeds.inc(stream.reseeds)
         if isinstance(stream.end, Error):
             self._failed.labels(stream.end.code).inc()
         elif isinstance(stream.end, End) and stream.end.finish_reason == "cancelled":
@@ -116,11 +122,17 @@ class _Now(Collector):
             ("saccade_stream_limit", "Streams that may run at once.", reading.limit),
             ("saccade_unacked_chunks", "Chunks on their way to readers.", reading.unacked),
             ("saccade_picture_cache_bytes", "Memory of pictures that were seen.", reading.picture_bytes),
+            ("saccade_prefix_cache_bytes", "Memory of what prompts begin with.", reading.prefix_bytes),
         ):
             yield GaugeMetricFamily(name, text, value)
         for name, text, value in (
             ("saccade_picture_cache_hits", "Pictures that were known.", reading.picture_hits),
             ("saccade_picture_cache_misses", "Pictures that were not.", reading.picture_misses),
+            (
+                "saccade_prefix_cache_tokens",
+                "Tokens of prompts that were not computed again.",
+                reading.prefix_tokens_reused,
+            ),
         ):
             yield CounterMetricFamily(name, text, value)
 

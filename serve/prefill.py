@@ -11,14 +11,15 @@ from jaxtyping import Array, Int, Int32
 from models.buckets import bucket
 from models.cache import KVCache
 from models.decoder import VisionEmbeddings
+from models.load import LoadedModel
 from models.model import Model
 from sample.config import SamplingConfig
 from sample.loops import history_of
-from sample.request import padded_prompt
 from sample.step import DecodeState, Prompt, prefill_chunk
 from serve.engine_config import EngineConfig
 from serve.job import Job, sampling_row
 from serve.pictures import PictureCache
+from serve.prefixes import PrefixCache, write_block
 from serve.prompt import PreparedPrompt
 from serve.rows import Rows
 
@@ -54,23 +55,57 @@ class Device(NamedTuple):
         return min(self.config.top_logprobs, self.model.vocab_size) if wanted else 0
 
 
-class Prefill:
-    """One stream's prompt; `advance` does one piece of it. Of one thread: the one that owns the device."""
+class Known(NamedTuple):
+    """What earlier prompts have left behind."""
 
-    def __init__(self, device: Device, job: Job, pictures: PictureCache) -> None:
+    pictures: PictureCache
+    prefixes: PrefixCache
+
+    @classmethod
+    def nothing_of(cls, loaded: LoadedModel, config: EngineConfig) -> "Known":
+        """Yet; of each as many bytes may be kept as `config` says."""
+        model, params, _ = loaded
+        prefixes = PrefixCache(model, config.chunks[-1], config.prefix_bytes)
+        return cls(PictureCache(model, params, config.picture_bytes), prefixes)
+
+
+class Prefill:
+    """One stream's prompt; `advance` does one piece of it. Of one thread: the one that owns the device.
+
+    Args:
+        begun: what to feed instead of the job's prompt, and the row that is to hold it.
+    """
+
+    def __init__(
+        self, device: Device, job: Job, known: Known, begun: tuple[Prompt, Rows] | None = None
+    ) -> None:
         self.job = job
-        self._device, self._pictures = device, pictures
-        self._begun: tuple[Prompt, Rows] | None = None
-        self._seen: list[VisionEmbeddings] = []
-        self._fed = 0
+        self._device, self._known = device, known
+        self._begun = begun
+        self._length = len(job.prompt.tokens) if begun is None else int(begun[0].lengths[0])
+        self._seen = [] if begun is None or job.endless is None else job.endless.seen
+        self._keys = known.prefixes.keys(job.prompt) if begun is None else []
+        whole = (self._length - 1) // known.prefixes.block  # the last token is always fed: it draws
+        self._copied = known.prefixes.known(self._keys[:whole])
+        self._fed = len(self._copied) * known.prefixes.block
+
+    @classmethod
+    def renewing(cls, device: Device, job: Job, row: Rows, known: Known) -> "Prefill":
+        """Of an endless stream's full row: its sinks and tail, computed anew."""
+        assert job.endless is not None
+        whole = job.endless.begin_renewal()
+        state = row.state._replace(
+            length=jax.device_put(np.zeros(1, np.int32)), delta=jax.device_put(whole.deltas)
+        )
+        return cls(device, job, known, (whole, row._replace(state=state)))
 
     @property
     def cost(self) -> int:
         """Of the next piece, in tokens; a picture counts as the largest chunk."""
         chunks = self._device.config.chunks
-        if any(p not in self._pictures for p in self.job.prompt.pictures[len(self._seen) :]):
+        if any(p not in self._known.pictures for p in self.job.prompt.pictures[len(self._seen) :]):
             return chunks[-1]
-        return chunk_size(chunks, len(self.job.prompt.tokens) - self._fed)
+        return chunk_size(chunks, self._length - self._fed)
 
     def advance(self) -> tuple[Rows, Array] | None:
         """Encode one picture that is not known yet, or feed one chunk.
@@ -83,19 +118,20 @@ class Prefill:
     def _encode_next(self) -> bool:
         """Whether there was a picture to encode."""
         for picture in self.job.prompt.pictures[len(self._seen) :]:
-            known = self._pictures.get(picture)
-            self._seen.append(known or self._pictures.encode(picture))
-            if known is None:
+            found = self._known.pictures.get(picture)
+            self._seen.append(found or self._known.pictures.encode(picture))
+            if found is None:
                 return True
         return False
 
     def _feed(self) -> tuple[Rows, Array] | None:
         device, job = self._device, self.job
-        prompt, row = self._begun or first_row(device, job.prompt, job.config)
-        size = chunk_size(device.config.chunks, len(job.prompt.tokens) - self._fed)
-        chunk = prompt.part(self._fed, self._fed + size, size)
+        prompt, row = self._begun or self._first_row()
+        start = self._fed
+        size = chunk_size(device.config.chunks, self._length - self._fed)
+        chunk = prompt.part(start, start + size, size)
         self._fed += int(chunk.lengths[0])
-        last = self._fed == len(job.prompt.tokens)
+        last = self._fed == self._length
         vision, rows = self._look(np.asarray(chunk.vision_rows[0]))
         state, packed = prefill_chunk(
             device.model,
@@ -109,7 +145,25 @@ class Prefill:
         )
         row = row._replace(state=state)
         self._begun = (prompt, row)
+        self._keep(state.cache, start, size)
+        if last and job.endless is not None:
+            job.endless.seen = self._seen
         return (row, packed) if last else None
+
+    def _keep(self, cache: KVCache, start: int, size: int) -> None:
+        """A whole block is known from now on."""
+        number, prefixes = start // size, self._known.prefixes
+        if size == prefixes.block and number < len(self._keys):
+            prefixes.keep(self._keys[number], cache, start)
+
+    def _first_row(self) -> tuple[Prompt, Rows]:
+        """With what is known of the prompt's beginning."""
+        prompt, row = first_row(self._device, self.job.prompt, self.job.config)
+        cache, block = row.state.cache, self._known.prefixes.block
+        for number, copied in enumerate(self._copied):
+            cache = write_block(cache, copied, np.int32(number * block))
+        length = jax.device_put(np.array([self._fed], np.int32))
+        return prompt, row._replace(state=row.state._replace(cache=cache, length=length))
 
     def _look(self, rows: Int32[np.ndarray, " C"]) -> tuple[VisionEmbeddings, Int32[np.ndarray, " C"]]:
         """What a chunk sees of the pictures: an embedding for each of its tokens, and which of them count."""
@@ -131,7 +185,7 @@ def chunk_size(sizes: tuple[int, ...], left: int) -> int:
 def first_row(device: Device, prompt: PreparedPrompt, asked: SamplingConfig) -> tuple[Prompt, Rows]:
     """The whole prompt on the host, and a row on the device that has nothing of it yet."""
     model, tokens = device.model, prompt.tokens
-    whole = padded_prompt(model, prompt.grid_thw, [tokens], 0, len(tokens))
+    whole = prompt.padded(model)
     in_prompt = np.zeros((1, model.vocab_size), bool)
     in_prompt[0, tokens] = True
     zero = np.zeros(1, np.int32)

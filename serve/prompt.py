@@ -11,6 +11,8 @@ from PIL import Image
 from models.model import Model
 from models.processor import Processor
 from sample.inputs import with_picture_tokens
+from sample.request import padded_prompt
+from sample.step import Prompt
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +41,10 @@ class PreparedPrompt:
     def grid_thw(self) -> Int32[np.ndarray, "grids 3"]:
         """The grids of all pictures."""
         return np.concatenate([np.zeros((0, 3), np.int32), *(p.grid_thw for p in self.pictures)])
+
+    def padded(self, model: Model) -> Prompt:
+        """One row, without padding, with its positions."""
+        return padded_prompt(model, self.grid_thw, [self.tokens], 0, len(self.tokens))
 
 
 def prepare_prompt(

@@ -11,6 +11,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from serve.app import make_app
 from serve.hub import Hub
+from serve.rpc.server import RpcServer
 
 _LAST_WORDS = 5  # seconds for frames that are on their way when all streams have ended
 
@@ -31,10 +32,20 @@ class _Server(uvicorn.Server):
         return contextlib.nullcontext()
 
 
-async def serve(hub: Hub, listener: socket.socket, *, ready: Callable[[], None], drain: float) -> int | None:
+async def serve(
+    hub: Hub,
+    listener: socket.socket,
+    rpc: str | None = None,
+    *,
+    listening: Callable[[int | None], None] = lambda _: None,
+    ready: Callable[[], None],
+    drain: float,
+) -> int | None:
     """Serve until SIGTERM or SIGINT; then running streams may end, within `drain` seconds.
 
     Args:
+        rpc: where gRPC listens, HOST:PORT; None: nowhere.
+        listening: called with gRPC's port.
         ready: called once streams may come.
 
     Returns:
@@ -42,6 +53,7 @@ async def serve(hub: Hub, listener: socket.socket, *, ready: Callable[[], None],
 
     Raises:
         EngineDeadError: the engine could not start.
+        SettingsError: the address of gRPC is not to be had.
     """
     loop, stopped = asyncio.get_running_loop(), asyncio.Event()
     signals: list[int] = []
@@ -58,6 +70,10 @@ async def serve(hub: Hub, listener: socket.socket, *, ready: Callable[[], None],
         ws_per_message_deflate=False,  # a small message would wait for nothing and cost more
         timeout_graceful_shutdown=_LAST_WORDS,
     )
+    calls = None if rpc is None else RpcServer(hub, rpc)
+    listening(None if calls is None else calls.port)
+    if calls is not None:
+        await calls.start()
     server = _Server(config)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     stopping = asyncio.create_task(stopped.wait())
@@ -73,5 +89,7 @@ async def serve(hub: Hub, listener: socket.socket, *, ready: Callable[[], None],
     finally:
         stopping.cancel()
         server.should_exit = True
+        if calls is not None:
+            await calls.stop(_LAST_WORDS)
         await serving
     return signals[0] if signals else None

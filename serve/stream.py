@@ -83,6 +83,7 @@ class Stream:
         self._phase: Phase = "queued"
         self._paused = False
         self.stalls = 0  # how often there was no credit
+        self.reseeds = 0
         self._gaps: list[float] = []  # seconds between tokens, that nobody has taken yet
         self._reader = 0  # the newest one's ticket
         self._begun = self._last = clock()
@@ -108,6 +109,11 @@ class Stream:
         self._prefilled = self._clock()
         self._phase = "prefill"
 
+    def reseeding(self) -> None:
+        """Its row is being renewed."""
+        self.reseeds += 1
+        self._phase = "reseed"
+
     def push(self, piece: Piece) -> None:
         """The next token."""
         with self._lock:
@@ -115,10 +121,10 @@ class Stream:
                 return
             now = self._clock()
             if self._first is None:
-                self._first, self._phase = now, "decode"
+                self._first = now
             else:
                 self._gaps.append(now - self._last)
-            self._last = now
+            self._last, self._phase = now, "decode"
             self._tokens += 1
             for pieces in self._chunker.push(piece, now):
                 self._show(pieces)

@@ -11,7 +11,8 @@ from sample.outcome import FinishReason
 from serve.batch import Batch
 from serve.job import Job, Piece
 from serve.pictures import PictureCache
-from serve.prefill import Device, Prefill, look, nothing_seen
+from serve.prefill import Device, Known, Prefill, look, nothing_seen
+from serve.prefixes import read_block, write_block
 from serve.prompt import PreparedPrompt, prepare_picture
 from serve.rows import Rows
 
@@ -24,6 +25,8 @@ def warm_up(device: Device, loaded: LoadedModel) -> None:
     configs = [replace(asked, top_logprobs=top) for top in tops]
     rows = [_fed(device, loaded, config, size) for config in configs for size in device.config.chunks]
     _grow_and_shrink(device, loaded, configs, rows[0])
+    block = read_block(rows[0].state.cache, np.int32(0), device.config.chunks[-1])
+    write_block(rows[0].state.cache, block, np.int32(0))
 
 
 def _look_at_pictures(device: Device, loaded: LoadedModel) -> None:
@@ -36,8 +39,8 @@ def _look_at_pictures(device: Device, loaded: LoadedModel) -> None:
 
 def _fed(device: Device, loaded: LoadedModel, config: SamplingConfig, size: int) -> Rows:
     prompt = PreparedPrompt(np.zeros(size, np.int32))
-    pictures = PictureCache(loaded.model, loaded.params, 0)
-    filled = Prefill(device, _job(loaded, config, prompt), pictures).advance()
+    known = Known.nothing_of(loaded, replace(device.config, picture_bytes=0, prefix_bytes=0))
+    filled = Prefill(device, _job(loaded, config, prompt), known).advance()
     assert filled is not None  # a prompt of one chunk
     return filled[0]
 
@@ -52,6 +55,7 @@ def _grow_and_shrink(device: Device, loaded: LoadedModel, configs: list[Sampling
             for job in batch.jobs:
                 job.config = config
             batch.step()
+        batch.row_of(batch.jobs[0])
     for size in reversed((0, *sizes[:-1])):
         for job in batch.jobs[size:]:
             job.ended = True
@@ -73,6 +77,8 @@ class _Nobody:
         return True
 
     def prefilling(self) -> None: ...
+
+    def reseeding(self) -> None: ...
 
     def push(self, piece: Piece) -> None: ...
 

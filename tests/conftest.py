@@ -36,7 +36,7 @@ CHECKED = {
         "weights",
     ],
     "sample": ["logits", "loops", "reseed", "stats", "step"],
-    "serve": ["batch", "prefill", "prompt", "rows"],
+    "serve": ["batch", "endless", "prefill", "prefixes", "prompt", "rows"],
 }
 install_import_hook(
     [f"{room}.{name}" for room, names in CHECKED.items() for name in names], "beartype.beartype"

@@ -16,6 +16,7 @@ from tests.conftest import PROGRAMS
 
 SMALL = (
     "serve.port=0",
+    "serve.grpc_port=0",
     "telemetry.prometheus_port=0",
     "serve.rows=[4]",
     "serve.chunks=[64]",
@@ -35,6 +36,11 @@ class Server:
         self.process, self.url = process, ""
         self.lines: list[str] = []
         threading.Thread(target=self._read, daemon=True).start()
+
+    @property
+    def rpc(self) -> str:
+        """Where gRPC listens."""
+        return self.wait_for(r"gRPC on (\S+)")[1]
 
     def wait_for(self, pattern: str) -> re.Match:
         """A line of standard error."""

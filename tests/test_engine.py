@@ -24,7 +24,13 @@ from serve.prompt import PreparedPrompt, content_key, prepare_picture, prepare_p
 from tests.test_compiles import compilations
 
 SIZES = EngineConfig(
-    rows=(4, 32), context=400, chunks=(16, 64), top_logprobs=3, pictures=((64, 64), (96, 32)), waiting=64
+    rows=(4, 32),
+    context=400,
+    chunks=(16, 64),
+    top_logprobs=3,
+    pictures=((64, 64), (96, 32)),
+    waiting=64,
+    prefix_bytes=0,
 )
 
 
@@ -37,6 +43,7 @@ class Reader:
         self.rest = ""
         self.credit = credit
         self.prefilled = False
+        self.reseeds = 0
         self.closed = False
         self.over = threading.Event()
 
@@ -45,6 +52,9 @@ class Reader:
 
     def prefilling(self) -> None:
         self.prefilled = True
+
+    def reseeding(self) -> None:
+        self.reseeds += 1
 
     def push(self, piece: Piece) -> None:
         assert not self.ends

@@ -5,6 +5,7 @@ import io
 import json
 from collections.abc import Iterator
 
+import grpc
 import httpx
 import numpy as np
 import openai
@@ -13,6 +14,7 @@ from PIL import Image
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
+from serve.rpc import messages
 from tests.servers import SMALL, Server, running, warm_environment
 from tests.test_server import asked, data_url, expected, picture, told
 
@@ -85,6 +87,34 @@ def test_a_web_socket_needs_a_key_and_no_other_servers_page(server):
         assert caught.value.response.status_code == status
     with connect(url, additional_headers=bearer("first")):
         pass
+
+
+def test_grpc_needs_a_key_too_and_another_keys_stream_is_not_there(server):
+    def key(name: str) -> list[tuple[str, str]]:
+        return [("authorization", f"Bearer {KEYS[name]}")]
+
+    with grpc.insecure_channel(server.rpc) as channel:
+        generate, cancel = (
+            getattr(channel, kind)(
+                f"/{messages.SERVICE}/{name}",
+                request_serializer=lambda message: message.SerializeToString(),
+                response_deserializer=answer.FromString,
+            )
+            for kind, name, answer in (
+                ("unary_stream", "Generate", messages.Event),
+                ("unary_unary", "Cancel", messages.CancelResponse),
+            )
+        )
+        ask = messages.GenerateRequest(messages=[{"role": "user", "content": [{"text": "Hm"}]}])
+        with pytest.raises(grpc.RpcError) as caught:
+            list(generate(ask))
+        assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED
+        events = list(generate(ask, metadata=key("first")))
+        name = messages.CancelRequest(stream=events[0].start.stream)
+        with pytest.raises(grpc.RpcError) as caught:
+            cancel(name, metadata=key("second"))
+        assert caught.value.code() == grpc.StatusCode.NOT_FOUND
+        cancel(name, metadata=key("first"))
 
 
 def test_openai_comes_in_with_a_key(server):

@@ -5,10 +5,12 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
+from sample import SamplingConfig, StreamConfig, prepare_inputs, sample_streaming
 from tests.servers import SMALL, Server, running
 from tests.test_server import LONG, SETTINGS, asked, env, expected, picture, server, stream, told, until
 
@@ -142,6 +144,29 @@ def test_a_paused_stream_makes_nothing_and_goes_on_as_if_it_had_not_been(tiny, s
     assert client.text == result.texts[0]
 
 
+def test_an_endless_stream_goes_on_until_it_is_cancelled(tiny, server):
+    renewed = "saccade_stream_reseeds_total"
+    before = server.metrics()[renewed]
+    endless = {"context": 128, "sinks": 4, "tail": 40}
+    with opened(server, max_tokens=None, endless=endless) as client:
+        client.until(lambda event: event["event"] == "delta" and event["index"] == 300)
+        client.say({"type": "cancel"})
+        end = client.rest()[-1]
+    assert (end["finish_reason"], end["usage"]["completion_tokens"] >= 300) == ("cancelled", True)
+    until(lambda: server.metrics()[renewed] - before >= 3)
+    model, params, processor = tiny()
+    inputs = prepare_inputs(model, params, processor, prompt="What's this?")
+    config = SamplingConfig.from_generation(
+        processor.generation, eos_id=processor.eos_ids, max_new_tokens=300, ignore_eos=True, **SETTINGS
+    )
+    tokens = sample_streaming(
+        model, params, inputs, config, jax.random.key(0), stream=StreamConfig(context=128, sinks=4, tail=40)
+    )
+    told = [token for event in client.deltas for token in event["token_ids"]]
+    assert told[:300] == [token.token_id for token in tokens]
+    server.until_idle()
+
+
 def test_without_acks_it_stops_at_the_window_and_is_cancelled_with_an_event(server):
     with opened(server, acks=False, **LONG) as client:
         end = client.rest()[-1]
@@ -222,6 +247,7 @@ WRONG: dict[str, tuple[Any, int, str]] = {
     "unknown": ({"type": "hello"}, 4400, "invalid_value"),
     "too early": ({"type": "cancel"}, 4400, "invalid_value"),
     "no messages": ({"type": "open", "request": {}}, 4400, "invalid_value"),
+    "endless": ({"type": "open", "request": ASKED | {"endless": {"tail": 999}}}, 4400, "invalid_value"),
     "temperature": ({"type": "open", "request": ASKED | {"temperature": -1}}, 4400, "invalid_value"),
     "chunks": ({"type": "open", "request": ASKED | {"chunk_tokens": 0}}, 4400, "invalid_value"),
 }

@@ -13,6 +13,9 @@ _MILLISECONDS = Range(1, 86_400_000)
 class ServeSettings:
     host: str = typed("127.0.0.1", "where to listen; 0.0.0.0 is every network", "an address or a host's name")
     port: int = number(8000, "where to listen; 0: any free port", "an integer", Range(0, 65535))
+    grpc_port: int = number(
+        50051, "where gRPC listens; 0: any free port, -1: nowhere", "an integer", Range(-1, 65535)
+    )
     keys_file: str | None = typed(
         None,
         "API keys: who has none is not let in",
@@ -51,6 +54,9 @@ class ServeSettings:
     waiting: int = number(64, "streams that may wait for a row", "an integer", Range(0, 100_000))
     picture_cache_mb: int = number(
         256, "memory for pictures that were seen, in MiB", "an integer", Range(0, 2**20)
+    )
+    prefix_cache_mb: int = number(
+        256, "memory for what prompts begin with alike, in MiB", "an integer", Range(0, 2**20)
     )
     heartbeat_ms: int = number(
         10_000, "a silent stream says that it lives as often as this", "an integer", _MILLISECONDS

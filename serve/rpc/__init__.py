@@ -1,0 +1,1 @@
+"""gRPC: the contract in `saccade.proto`, and its server."""
