@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from serve.adaptive_limit import LimitConfig
     from serve.hub import HubConfig
+    from serve.observer import Observer
     from serve.stream_rules import StreamRules
 
 _ADAPTIVE = "stream_registry.adaptive_limits"
@@ -64,6 +65,7 @@ def hub_config(settings: ServerSettings) -> "HubConfig":
             keys=keys,
             rates=rates,
             fetcher=fetcher,
+            observer=_observer(settings.telemetry.otlp_endpoint),
         )
 
 
@@ -139,6 +141,18 @@ def url(listener: socket.socket) -> str:
 def host_port(host: str, port: int) -> str:
     """An address as it is written."""
     return f"{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def _observer(endpoint: str | None) -> "Observer":
+    from serve.observer import Observer  # noqa: PLC0415
+
+    if endpoint is None:
+        return Observer()
+    if importlib.util.find_spec("opentelemetry") is None:
+        raise UsageError("telemetry.otlp_endpoint: needs OpenTelemetry; uv sync --extra otel installs it")
+    from serve.traces import Traces, otlp  # noqa: PLC0415
+
+    return Traces(otlp(endpoint))
 
 
 def _rules(given: ServeSettings, registry: RegistrySettings) -> "StreamRules":

@@ -22,6 +22,7 @@ from serve.keeper import Keeper
 from serve.keys import Keys
 from serve.live import Live
 from serve.metrics import Metrics, Reading
+from serve.observer import Observer
 from serve.picture_urls import PictureOpener
 from serve.prepare import RequestLimits, check_request, prepare
 from serve.problems import Problem
@@ -49,6 +50,7 @@ class HubConfig:
     keys: Keys = field(default_factory=Keys)
     rates: Rates = field(default_factory=Rates)
     fetcher: Fetcher = field(default_factory=Fetcher)
+    observer: Observer = field(default_factory=Observer)
 
     def __post_init__(self):
         most, rows = self.streams.max_streams, self.engine.rows[-1]
@@ -69,7 +71,7 @@ class Hub:
         self.engine.limit = self.limit.limit
         self._live: dict[str, Live] = {}
         self.metrics = Metrics(self._reading)
-        self._keeper = Keeper(self._live, self.engine, self.limit, self.metrics)
+        self._keeper = Keeper(self._live, self.engine, self.limit, self.metrics, self.config.observer)
         self._ticking: asyncio.Task | None = None
         self._pictures = PictureOpener(self.config.limits, self.config.fetcher)
         self._decoding = asyncio.Semaphore(_WITH_PICTURES)
@@ -111,6 +113,8 @@ class Hub:
         await asyncio.to_thread(self.engine.close)
         if self._ticking is not None:
             self._ticking.cancel()
+        self._keeper.settle()
+        await asyncio.to_thread(self.config.observer.close)
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._pictures.close()
 
@@ -133,6 +137,7 @@ class Hub:
             raise _out_of_order() from None
         self._live[live.id] = live
         self.metrics.started.inc()
+        self.config.observer.begun(live)
         return live
 
     async def _prepared(self, request: ChatRequest) -> tuple[PreparedPrompt, SamplingConfig]:

@@ -3,12 +3,14 @@
 import asyncio
 import itertools
 import logging
+import math
 import time
 
 from serve.adaptive_limit import AdaptiveLimit
 from serve.engine import Engine
 from serve.live import Live
 from serve.metrics import Metrics
+from serve.observer import Observer
 
 _log = logging.getLogger(__name__)
 _TICK = 0.05  # seconds
@@ -18,8 +20,16 @@ _WARNINGS = 20  # ticks between two about the same stream
 class Keeper:
     """Looks after all streams, on the event loop."""
 
-    def __init__(self, live: dict[str, Live], engine: Engine, limit: AdaptiveLimit, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        live: dict[str, Live],
+        engine: Engine,
+        limit: AdaptiveLimit,
+        metrics: Metrics,
+        observer: Observer,
+    ) -> None:
         self._live, self._engine, self._limit, self._metrics = live, engine, limit, metrics
+        self._observer = observer
         self._tokens, self._counted = 0, time.monotonic()  # made since then
 
     async def run(self, heartbeat: float, retained: float) -> None:
@@ -36,6 +46,11 @@ class Keeper:
                 if tick % _WARNINGS == 0 and live.stream.slow and not live.stream.closed:
                     _log.warning("slow consumer: stream %s, %d unacked", live.id, live.stream.unacked)
             self._count_tokens()
+
+    def settle(self) -> None:
+        """Tell of all streams that have ended; `run` does no more."""
+        for live in list(self._live.values()):
+            self._retire(live, math.inf)
 
     def _adjust(self) -> None:
         limit = self._limit.adjust(self._engine.figures.running, time.monotonic())
@@ -65,6 +80,7 @@ class Keeper:
         if live.over is None:
             live.over = now
             self._metrics.ended(live.stream)
+            self._observer.ended(live)
             self._limit.lasting.add(live.stream.timings.total, now)
         if now - live.over > retained:
             del self._live[live.id]

@@ -152,6 +152,11 @@ class TelemetrySettings:
     prometheus_port: int = number(
         9464, "where, on serve.host; 0: any free port", "an integer", Range(0, 65535)
     )
+    otlp_endpoint: str | None = typed(
+        None,
+        "where traces go by OTLP over HTTP, a span for each stream; needs --extra otel",
+        "such as http://localhost:4318/v1/traces, or null: nowhere",
+    )
 
 
 @dataclass
