@@ -18,6 +18,7 @@ from serve.events import Delta, End, Error
 from serve.guard import Guard
 from serve.hub import Hub
 from serve.live import Live
+from serve.openapi import describe
 from serve.page import page_routes
 from serve.problems import Problem
 from serve.sse import EventStreamResponse, disconnected, event_frames
@@ -35,6 +36,7 @@ def make_app(hub: Hub) -> Starlette:
         Route("/v1/models", api.models),
         Route("/health", api.health),
         Route("/ready", api.ready),
+        Route("/openapi.json", api.description),
         *page_routes(),
     ]
     return Starlette(
@@ -107,6 +109,10 @@ class Api:
     async def ready(self, request: Request) -> Response:
         """Whether streams may come."""
         return _json({"ready": self._hub.ready}, 200 if self._hub.ready else 503)
+
+    async def description(self, request: Request) -> Response:
+        """Of these routes."""
+        return _json(describe(self._hub.config.keys.needed))
 
     async def problem(self, _: Request, problem: Exception) -> Response:
         """Every refusal of a route."""

@@ -28,6 +28,11 @@ class Keys:
                 )
         self._digests = [_digest(key) for key in keys]
 
+    @property
+    def needed(self) -> bool:
+        """Whether there are any."""
+        return bool(self._digests)
+
     def admit(self, authorization: str | None) -> str:
         """As `owner`. Raises Problem instead of returning None."""
         owner = self.owner(authorization)
@@ -42,7 +47,7 @@ class Keys:
         `Bearer KEY`, or `Basic` with the key as the password, which is what browsers ask their user for.
         Every key is compared, each in constant time: how long it takes tells nothing.
         """
-        if not self._digests:
+        if not self.needed:
             return ANYBODY
         given = _digest(_given(authorization or ""))
         found = [hmac.compare_digest(given, digest) for digest in self._digests]
