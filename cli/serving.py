@@ -61,6 +61,7 @@ def hub_config(settings: ServerSettings) -> "HubConfig":
             limits=limits,
             streams=streams,
             heartbeat=given.heartbeat_ms / 1e3,
+            patience=given.request_ms / 1e3,
             retained=registry.cleanup_interval_ms / 1e3,
             keys=keys,
             rates=rates,

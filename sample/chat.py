@@ -100,8 +100,12 @@ def special_token_ids(tokenizer: PreTrainedTokenizerFast, image_pad_id: int) -> 
 
 
 def _unused_character(text: str) -> str:
-    """A character of a private use area that `text` has not."""
-    return next(character for character in map(chr, range(0xF0000, 0x10FFFE)) if character not in text)
+    """A character of a private use area that `text` has not. Raises InputError where it has them all."""
+    used = set(text)
+    for character in map(chr, range(0xF0000, 0x10FFFE)):
+        if character not in used:
+            return character
+    raise InputError("prompt: has every character of the private use areas; allowed: all but one")
 
 
 def _render(tokenizer: PreTrainedTokenizerFast, turns: Sequence[Turn]) -> str:

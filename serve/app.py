@@ -7,7 +7,7 @@ import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket
@@ -132,10 +132,16 @@ class Api:
 
     async def _body(self, request: Request) -> bytes:
         allowed, body = self._hub.config.limits.body_bytes, bytearray()
-        async for part in request.stream():
-            body += part
-            if len(body) > allowed:
-                raise Problem(413, "limit_exceeded", f"body: allowed: up to {allowed} bytes")
+        try:
+            async with asyncio.timeout(self._hub.config.patience):
+                async for part in request.stream():
+                    body += part
+                    if len(body) > allowed:
+                        raise Problem(413, "limit_exceeded", f"body: allowed: up to {allowed} bytes")
+        except ClientDisconnect:
+            raise Problem(499, "disconnected", "nobody reads this") from None
+        except TimeoutError:
+            raise Problem(408, "timeout", f"body: not whole in {self._hub.config.patience:g} s") from None
         return bytes(body)
 
     async def _whole(self, request: Request, live: Live, ticket: int, words: ChatWords) -> Response:

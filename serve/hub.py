@@ -38,7 +38,7 @@ _WITH_PICTURES = 4  # requests whose decoded pictures are in memory
 
 @dataclass(frozen=True)
 class HubConfig:
-    """What the server lets its clients do. `heartbeat` and `retained` are seconds."""
+    """What the server lets its clients do. Times are seconds."""
 
     name: str = "embedded"  # of the model
     engine: EngineConfig = field(default_factory=EngineConfig)
@@ -46,6 +46,7 @@ class HubConfig:
     limits: RequestLimits = field(default_factory=RequestLimits)
     streams: LimitConfig = field(default_factory=LimitConfig)
     heartbeat: float = 10.0
+    patience: float = 30.0  # for the head of a request, and for its body
     retained: float = 60.0  # that an ended stream can be read again
     keys: Keys = field(default_factory=Keys)
     rates: Rates = field(default_factory=Rates)

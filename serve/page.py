@@ -17,7 +17,11 @@ _EXAMPLES = Path(__file__).parents[1] / "examples" / "imgs"
 def page_routes(examples: Path = _EXAMPLES) -> list[BaseRoute]:
     """The page, the names of the examples, and the examples; where there are none, the page does without."""
     html = _PAGE.read_bytes()
-    headers = {"Content-Security-Policy": content_policy(html.decode()), "Cache-Control": "no-cache"}
+    headers = {
+        "Content-Security-Policy": content_policy(html.decode()),
+        "Cache-Control": "no-cache",
+        "Referrer-Policy": "no-referrer",
+    }
     names = sorted(path.name for path in examples.glob("*.png"))
 
     async def page(_: Request) -> Response:

@@ -91,8 +91,8 @@ def prepare(
     """
     try:
         prompt = _prompt(loaded, request.messages, pictures)
-        room = min(context - len(prompt.tokens), limits.new_tokens)
-        return prompt, _sampling(loaded, request, room)
+        room = context - len(prompt.tokens)
+        return prompt, _sampling(loaded, request, room, limits.new_tokens)
     except PromptTooLongError as error:
         raise _too_long(str(error)) from None
     except SaccadeError as error:
@@ -101,7 +101,7 @@ def prepare(
         raise Problem(400, "invalid_value", str(error), param=param) from None
 
 
-def _sampling(loaded: LoadedModel, request: ChatRequest, room: int) -> SamplingConfig:
+def _sampling(loaded: LoadedModel, request: ChatRequest, room: int, most: int) -> SamplingConfig:
     processor = loaded.processor
     given = request.sampling()
     config = SamplingConfig.from_generation(
@@ -109,9 +109,8 @@ def _sampling(loaded: LoadedModel, request: ChatRequest, room: int) -> SamplingC
     )
     if room < 1:
         raise _too_long("the prompt leaves no room for an answer")
-    if "max_new_tokens" in given:
-        return config
-    return SamplingConfig(**{**vars(config), "max_new_tokens": room})
+    length = min(given.get("max_new_tokens", room), most)
+    return SamplingConfig(**{**vars(config), "max_new_tokens": length})
 
 
 def _too_long(message: str) -> Problem:

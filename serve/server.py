@@ -7,22 +7,13 @@ import socket
 from collections.abc import Callable
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from serve.app import make_app
+from serve.connection import protocol
 from serve.hub import Hub
 from serve.rpc.server import RpcServer
 
 _LAST_WORDS = 5  # seconds for frames that are on their way when all streams have ended
-
-
-class DrainingProtocol(HttpToolsProtocol):
-    """A `send` waits until all that was sent before it has left the process, so that credit counts that."""
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Nothing is held back without the sender's knowing."""
-        super().connection_made(transport)
-        transport.set_write_buffer_limits(high=0)
 
 
 class _Server(uvicorn.Server):
@@ -61,7 +52,9 @@ async def serve(
         loop.add_signal_handler(number, lambda number=number: (signals.append(number), stopped.set()))
     config = uvicorn.Config(
         make_app(hub),
-        http=DrainingProtocol,
+        http=protocol(hub.config.patience),
+        headers=[("X-Content-Type-Options", "nosniff")],
+        server_header=False,
         lifespan="off",
         log_level="warning",
         access_log=False,

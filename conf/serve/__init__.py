@@ -58,6 +58,9 @@ class ServeSettings:
     prefix_cache_mb: int = number(
         256, "memory for what prompts begin with alike, in MiB", "an integer", Range(0, 2**20)
     )
+    request_ms: int = number(
+        30_000, "for a request to come in: its head, and then its body", "an integer", _MILLISECONDS
+    )
     heartbeat_ms: int = number(
         10_000, "a silent stream says that it lives as often as this", "an integer", _MILLISECONDS
     )
