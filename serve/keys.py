@@ -13,7 +13,7 @@ from serve.problems import Problem
 ANYBODY = ""
 """The owner of streams where there are no keys."""
 
-_CHALLENGE = 'Bearer realm="saccade", Basic realm="saccade", charset="UTF-8"'
+_CHALLENGE = 'Basic realm="saccade", charset="UTF-8"'  # which browsers can answer; beside another they do not
 _SHORTEST = 16  # characters of a key
 
 

@@ -203,6 +203,19 @@ def test_a_server_that_is_gone_or_refuses_is_said_in_words(server, visit):
 
 
 @pytest.mark.browser
+def test_where_keys_are_needed_the_browser_asks_for_one(tiny, tiny_directory, tmp_path, visit):
+    key = "some-key-0123456789"
+    (tmp_path / "keys").write_text(key)
+    settings_of_it = (*SMALL, f"serve.keys_file={tmp_path / 'keys'}")
+    with running(tiny_directory(), warm_environment(tmp_path), *settings_of_it) as guarded:
+        assert httpx.get(guarded.url).status_code == 401
+        page = visit(guarded.url, http_credentials={"username": "", "password": key})
+        settings(page, 40)
+        ask(page, "What's this?")
+        assert shown(page)[0] == expected(tiny(), "What's this?", max_new_tokens=40, **SETTINGS)[1].texts[0]
+
+
+@pytest.mark.browser
 def test_the_keyboard_is_enough(server, visit):
     page = visit(server.url)
     make_long(page)

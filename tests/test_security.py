@@ -14,6 +14,9 @@ from PIL import Image
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
+from cli.serving import hub_config
+from conf.serve import ServerSettings
+from models.errors import SettingsError
 from serve.rpc import messages
 from tests.servers import SMALL, Server, running, warm_environment
 from tests.test_server import asked, data_url, expected, picture, told
@@ -74,7 +77,7 @@ def test_no_route_but_live_and_ready_is_open_without_a_key(server, method, path)
     for headers in ({}, {"Authorization": "Bearer wrong-key-0123456789"}):
         response = httpx.request(method, server.url + path, headers=headers)
         assert (response.status_code, response.json()["error"]["code"]) == (401, "unauthorized")
-        assert "Bearer" in response.headers["www-authenticate"]
+        assert response.headers["www-authenticate"].startswith("Basic ")
     assert httpx.request(method, server.url + path, headers=bearer("first")).status_code != 401
 
 
@@ -307,10 +310,13 @@ def test_a_hostile_picture_is_one_error_and_the_next_request_works(open_server, 
     assert told(good)[-1]["event"] == "end"
 
 
-def test_a_server_without_its_keys_does_not_start(tiny_directory, tmp_path):
-    settings = (*SMALL, "serve.keys_file=/nowhere")
-    with (
-        pytest.raises(AssertionError, match=r"serve.keys_file: /nowhere: No such file"),
-        running(tiny_directory(), warm_environment(tmp_path), *settings),
+def test_settings_that_let_in_the_wrong_ones_are_refused_by_their_name():
+    for name, value, message in (
+        ("keys_file", "/nowhere", "serve.keys_file: /nowhere: No such file"),
+        ("rate", "often", "serve.rate: got 'often'"),
+        ("picture_hosts", ["http://a.example"], "serve.picture_hosts: 'http://a.example'"),
     ):
-        pass
+        given = ServerSettings()
+        setattr(given.serve, name, value)
+        with pytest.raises(SettingsError, match=message):
+            hub_config(given)

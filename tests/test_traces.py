@@ -132,6 +132,7 @@ def collector() -> Iterator[tuple[str, list[Any]]]:
     server.server_close()
 
 
+@pytest.mark.slow
 def test_the_server_sends_them_as_children_of_what_its_caller_traces(tiny_directory, tmp_path, collector):
     endpoint, spans = collector
     settings = (*SMALL, f"telemetry.otlp_endpoint={endpoint}")
