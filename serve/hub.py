@@ -1,6 +1,7 @@
 """All streams of a server, on the event loop: they are opened, found, read, and forgotten."""
 
 import asyncio
+import logging
 import secrets
 import time
 from collections.abc import AsyncGenerator
@@ -25,6 +26,7 @@ from serve.prompt import PreparedPrompt
 from serve.stream import MovedOnError, Stream, SupersededError
 from serve.stream_rules import StreamRules
 
+_log = logging.getLogger(__name__)
 _LOOK = 0.05  # seconds
 _PREPARERS = 2  # threads that decode pictures and make tokens
 
@@ -107,9 +109,7 @@ class Hub:
             Problem: the request cannot be answered, or not now.
         """
         self.check_ready()
-        prompt, sampling = await asyncio.get_running_loop().run_in_executor(
-            self._pool, prepare, self.loaded, request, self.config.limits, self.context
-        )
+        prompt, sampling = await self._prepared(request)
         try:
             live = self._queue(request, prompt, sampling, owner)
         except SaccadeError as error:
@@ -123,6 +123,17 @@ class Hub:
         self._live[live.id] = live
         self.metrics.started.inc()
         return live
+
+    async def _prepared(self, request: ChatRequest) -> tuple[PreparedPrompt, SamplingConfig]:
+        try:
+            return await asyncio.get_running_loop().run_in_executor(
+                self._pool, prepare, self.loaded, request, self.config.limits, self.context
+            )
+        except Problem:
+            raise
+        except Exception:  # a decoder's: whatever it is, no transport shows it
+            _log.exception("a request could not be prepared")
+            raise Problem(500, "prepare_failed", "the request could not be prepared") from None
 
     def _queue(
         self, request: ChatRequest, prompt: PreparedPrompt, sampling: SamplingConfig, owner: str
