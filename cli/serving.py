@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from serve.hub import HubConfig
     from serve.stream_rules import StreamRules
 
+_PATIENCE_MS = 60_000
 _ADAPTIVE = "stream_registry.adaptive_limits"
 
 
@@ -88,6 +89,8 @@ def listening_socket(settings: ServeSettings) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     # What waits in the kernel looks delivered: a small buffer shows early that a reader has stopped.
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2**16)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # who takes nothing for so long is gone
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _PATIENCE_MS)
     try:
         listener.bind(address)
         listener.listen(2048)
