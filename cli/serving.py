@@ -41,6 +41,7 @@ def hub_config(settings: ServerSettings) -> "HubConfig":
             picture_bytes=given.picture_cache_mb * 2**20,
             prefix_bytes=given.prefix_cache_mb * 2**20,
         )
+    pooling = registry.chunk_pooling
     rules, streams = _rules(given, registry), _streams(registry)
     with _named("limits"):
         limits = RequestLimits(**vars(settings.limits))
@@ -53,6 +54,7 @@ def hub_config(settings: ServerSettings) -> "HubConfig":
             streams=streams,
             heartbeat=given.heartbeat_ms / 1e3,
             retained=registry.cleanup_interval_ms / 1e3,
+            collecting=pooling.pool_cleanup_interval_ms / 1e3 if pooling.enabled else None,
         )
 
 

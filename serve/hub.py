@@ -42,6 +42,7 @@ class HubConfig:
     streams: LimitConfig = field(default_factory=LimitConfig)
     heartbeat: float = 10.0
     retained: float = 60.0  # that an ended stream can be read again
+    collecting: float | None = 30.0  # seconds between two collections of garbage; None: as Python has it
 
     def __post_init__(self):
         most, rows = self.streams.max_streams, self.engine.rows[-1]
@@ -85,7 +86,9 @@ class Hub:
         """Compile all programs and begin to take streams. Raises EngineDeadError where that fails."""
         self._handoff = Handoff()
         await asyncio.to_thread(self.engine.start, self._handoff.flush)
-        self._ticking = asyncio.create_task(self._keeper.run(self.config.heartbeat, self.config.retained))
+        self._ticking = asyncio.create_task(
+            self._keeper.run(self.config.heartbeat, self.config.retained, self.config.collecting)
+        )
 
     async def drain(self, deadline: float) -> None:
         """Take no new streams, and wait for those that run, as many seconds as that."""

@@ -12,7 +12,7 @@ PLACES = {  # name: module and function, or class and method
     "prefill": ("serve.prefill", "prefill_chunk"),
     "step": ("serve.batch", "decode_step"),
     "text": ("sample.text", "TextStream.push"),
-    "sse": ("serve.sse", "_frame"),
+    "sse": ("serve.sse", "frame"),
     "chat": ("serve.chat_frames", "ChatWords.chunks"),
     "web_socket": ("serve.web_socket", "SocketWire.tell"),
     "rpc": ("serve.rpc.service", "message_of"),
