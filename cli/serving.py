@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from serve.observer import Observer
     from serve.stream_rules import StreamRules
 
+_PATIENCE_MS = 60_000
 _ADAPTIVE = "stream_registry.adaptive_limits"
 
 
@@ -44,6 +45,7 @@ def hub_config(settings: ServerSettings) -> "HubConfig":
             picture_bytes=given.picture_cache_mb * 2**20,
             prefix_bytes=given.prefix_cache_mb * 2**20,
         )
+    pooling = registry.chunk_pooling
     rules, streams = _rules(given, registry), _streams(registry)
     with _named("limits"):
         limits = RequestLimits(**vars(settings.limits))
@@ -67,6 +69,7 @@ def hub_config(settings: ServerSettings) -> "HubConfig":
             rates=rates,
             fetcher=fetcher,
             observer=_observer(settings.telemetry.otlp_endpoint),
+            collecting=pooling.pool_cleanup_interval_ms / 1e3 if pooling.enabled else None,
         )
 
 
@@ -105,6 +108,8 @@ def listening_socket(settings: ServeSettings) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     # What waits in the kernel looks delivered: a small buffer shows early that a reader has stopped.
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2**16)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # who takes nothing for so long is gone
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _PATIENCE_MS)
     try:
         listener.bind(address)
         listener.listen(2048)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import secrets
 import time
 from collections.abc import AsyncGenerator
@@ -31,6 +32,7 @@ from serve.rates import Rates
 from serve.stream import MovedOnError, Stream, SupersededError
 from serve.stream_rules import StreamRules
 
+_log = logging.getLogger(__name__)
 _LOOK = 0.05  # seconds
 _PREPARERS = 2  # threads that make tokens and patches
 _WITH_PICTURES = 4  # requests whose decoded pictures are in memory
@@ -52,6 +54,7 @@ class HubConfig:
     rates: Rates = field(default_factory=Rates)
     fetcher: Fetcher = field(default_factory=Fetcher)
     observer: Observer = field(default_factory=Observer)
+    collecting: float | None = 30.0  # seconds between two collections of garbage; None: as Python has it
 
     def __post_init__(self):
         most, rows = self.streams.max_streams, self.engine.rows[-1]
@@ -99,7 +102,9 @@ class Hub:
         self._handoff = Handoff()
         self._pictures.start()
         await asyncio.to_thread(self.engine.start, self._handoff.flush)
-        self._ticking = asyncio.create_task(self._keeper.run(self.config.heartbeat, self.config.retained))
+        self._ticking = asyncio.create_task(
+            self._keeper.run(self.config.heartbeat, self.config.retained, self.config.collecting)
+        )
 
     async def drain(self, deadline: float) -> None:
         """Take no new streams, and wait for those that run, as many seconds as that."""
@@ -152,6 +157,11 @@ class Hub:
                 return await asyncio.get_running_loop().run_in_executor(
                     self._pool, prepare, self.loaded, request, pictures, self.config.limits, self.context
                 )
+        except Problem:
+            raise
+        except Exception:  # a decoder's: whatever it is, no transport shows it
+            _log.exception("a request could not be prepared")
+            raise Problem(500, "prepare_failed", "the request could not be prepared") from None
         finally:
             self._preparing -= 1
 

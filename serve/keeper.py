@@ -8,6 +8,7 @@ import time
 
 from serve.adaptive_limit import AdaptiveLimit
 from serve.engine import Engine
+from serve.garbage import QuietCollector
 from serve.live import Live
 from serve.metrics import Metrics
 from serve.observer import Observer
@@ -31,12 +32,33 @@ class Keeper:
         self._live, self._engine, self._limit, self._metrics = live, engine, limit, metrics
         self._observer = observer
         self._tokens, self._counted = 0, time.monotonic()  # made since then
+        self._collector = QuietCollector()
 
-    async def run(self, heartbeat: float, retained: float) -> None:
-        """Until it is cancelled. Seconds: of silence before a sign of life; that an ended stream is kept."""
+    async def run(self, heartbeat: float, retained: float, collecting: float | None) -> None:
+        """Until it is cancelled.
+
+        Args:
+            heartbeat: seconds of silence before a sign of life.
+            retained: seconds that an ended stream is kept.
+            collecting: seconds between two collections of garbage; None: as Python has it.
+        """
+        if collecting is None:
+            await self._look(heartbeat, retained, math.inf)
+            return
+        self._collector.begin()
+        try:
+            await self._look(heartbeat, retained, collecting)
+        finally:
+            self._collector.end()
+
+    async def _look(self, heartbeat: float, retained: float, collecting: float) -> None:
+        collected = time.monotonic()
         for tick in itertools.count():
             await asyncio.sleep(_TICK)
             self._adjust()
+            if time.monotonic() - collected > collecting:
+                self._collector.collect()
+                collected = time.monotonic()
             for live in list(self._live.values()):
                 live.stream.tick()
                 self._observe(live)

@@ -54,12 +54,13 @@ async def event_frames(hub: Hub, live: Live, ticket: int, after: int) -> AsyncGe
     """A stream's own events. What has been sent counts as acknowledged."""
     try:
         async for events in hub.read(live, ticket, after):
-            yield b"".join(_frame(live.id, event) for event in events)
+            yield b"".join(frame(live.id, event) for event in events)
             live.stream.drained(events[-1].id or 0)
     except Problem as problem:  # no event: the stream itself goes on
         yield b": " + problem.message.encode() + b"\n\n"
 
 
-def _frame(stream_id: str, event: Event) -> bytes:
+def frame(stream_id: str, event: Event) -> bytes:
+    """An event as it is sent."""
     name = b"" if event.id is None else b"id: %s.%d\n" % (stream_id.encode(), event.id)
     return b"%sevent: %s\ndata: %s\n\n" % (name, event.kind.encode(), _encode(event.data))

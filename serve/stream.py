@@ -187,7 +187,7 @@ class Stream:
             if ticket != self._reader:
                 raise SupersededError("another reader has taken this stream over")
             self._check_kept(after)
-            return list(self._ring)[len(self._ring) - (self._made - after) :] if after < self._made else []
+            return [self._ring[place] for place in range(after - self._made, 0)]
 
     def heartbeat(self) -> Event | None:
         """A sign of life, with no number; None behind the end."""

@@ -83,9 +83,15 @@ def warm_environment(cache: Path, **changes: str) -> dict[str, str]:
 
 
 @contextmanager
-def running(model: Path | str, env: dict[str, str], *settings: str, wait: bool = True) -> Iterator[Server]:
+def running(
+    model: Path | str,
+    env: dict[str, str],
+    *settings: str,
+    wait: bool = True,
+    script: tuple[str, ...] = ("run_server.py",),
+) -> Iterator[Server]:
     """A server of its own, ended behind the block."""
-    process = start("run_server.py", f"model.name={model}", *settings, cwd=Path(os.curdir), env=env)
+    process = start(*script, f"model.name={model}", *settings, cwd=Path(os.curdir), env=env)
     try:
         server = Server(process)
         server.url = server.wait_for(r"listening on (http://\S+)")[1]

@@ -213,6 +213,20 @@ def test_a_lost_connection_is_taken_up_at_every_event(server):
     ]
 
 
+def test_a_lost_connection_is_taken_up_in_the_middle_of_a_character(tiny, server):
+    first, second = tiny().processor.tokenizer.convert_tokens_to_ids(["Ã", "©"])  # the bytes of é
+    bias = {str(first): 100.0, str(second): 100.0}
+    with opened(server, logit_bias=bias, temperature=2.0, max_tokens=26) as client:
+        events, text = client.rest(), client.text
+    halves = [e["id"] for e in client.deltas if not e["text"] and e["token_ids"] == [first]]
+    assert (len(halves) > 0, "é" in text) == (True, True)
+    for after in halves:
+        shown = "".join(event["text"] for event in client.deltas if event["id"] <= after)
+        with attached(server, events[0]["stream"], after, acks=False) as again:
+            again.rest()
+        assert shown + again.text == text
+
+
 def test_a_lost_connection_in_mid_stream_goes_on_with_credit_for_what_was_received(tiny, server):
     bias = {507: -100, 505: -100}
     _, result = expected(tiny(), "What's this?", max_new_tokens=90, **SETTINGS, logit_bias=bias)

@@ -137,6 +137,12 @@ class AdaptiveSettings:
 
 
 @dataclass
+class PoolingSettings:
+    enabled: bool = setting(True, "garbage is collected off the path of tokens", "true or false")
+    pool_cleanup_interval_ms: int = number(30_000, "between two collections", "an integer", _MILLISECONDS)
+
+
+@dataclass
 class RegistrySettings:
     default_timeout_ms: int = number(
         300_000, "the longest that a stream may take, from its request", "an integer", _MILLISECONDS
@@ -147,6 +153,7 @@ class RegistrySettings:
     max_active_streams: int = number(10, "the limit at the start", "an integer", Range(1, 4096))
     adaptive_limits: AdaptiveSettings = field(default_factory=AdaptiveSettings)
     backpressure: BackpressureSettings = field(default_factory=BackpressureSettings)
+    chunk_pooling: PoolingSettings = field(default_factory=PoolingSettings)
 
 
 @dataclass
@@ -184,7 +191,13 @@ _ENVIRONMENTS: dict[str, dict[str, Any]] = {
     "development": {
         "stream_registry": {"adaptive_limits": {"max_streams": 20, "adjustment_interval_ms": 1000}}
     },
-    "test": {"stream_registry": {"adaptive_limits": {"enabled": False}, "backpressure": {"enabled": False}}},
+    "test": {
+        "stream_registry": {
+            "adaptive_limits": {"enabled": False},
+            "backpressure": {"enabled": False},
+            "chunk_pooling": {"enabled": False},
+        }
+    },
 }
 
 SERVER = Schema("server_settings", ServerSettings, {"env": _ENVIRONMENTS}, whole=("env",))

@@ -1,9 +1,13 @@
 """The gRPC service: the hub's streams, one RPC a reader."""
 
 import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator
 from typing import Any, NoReturn
 
 import grpc
+import grpc.aio
 from grpc.aio import EOF, ServicerContext  # pyright: ignore[reportAttributeAccessIssue]
 
 from serve.commands import Command
@@ -14,6 +18,7 @@ from serve.problems import Problem
 from serve.rpc import messages
 from serve.rpc.convert import command_of, message_of, opening_of, problem_of, request_of
 
+_log = logging.getLogger(__name__)
 _STATUS = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
     401: grpc.StatusCode.UNAUTHENTICATED,
@@ -55,31 +60,23 @@ class Service:
 
     async def generate(self, request: Any, context: ServicerContext) -> None:
         """A new stream. What the connection has taken counts as acknowledged."""
-        try:
+        async with self._answering(context):
             await self._tell(Open(request_of(request)), context)
-        except Problem as problem:
-            await self._refuse(problem, context)
 
     async def resume(self, request: Any, context: ServicerContext) -> None:
         """Back to a stream."""
-        try:
+        async with self._answering(context):
             await self._tell(Attach(request.stream, request.after), context)
-        except Problem as problem:
-            await self._refuse(problem, context)
 
     async def converse(self, _: Any, context: ServicerContext) -> None:
         """A stream, and the client's words."""
-        try:
+        async with self._answering(context):
             await converse(self._hub, CallWire(context), self._owner(context))
-        except Problem as problem:
-            await self._refuse(problem, context)
 
     async def cancel(self, request: Any, context: ServicerContext) -> Any:
         """End a stream; its readers are told so."""
-        try:
+        async with self._answering(context):
             self._hub.find(request.stream, self._owner(context)).stream.cancel()
-        except Problem as problem:
-            await self._refuse(problem, context)
         return messages.CancelResponse()
 
     async def _tell(self, opening: Opening, context: ServicerContext) -> None:
@@ -95,6 +92,19 @@ class Service:
     def _owner(self, context: ServicerContext) -> str:
         given = dict(context.invocation_metadata() or ()).get("authorization")
         return self._hub.config.keys.admit(None if given is None else str(given))
+
+    @contextlib.asynccontextmanager
+    async def _answering(self, context: ServicerContext) -> AsyncIterator[None]:
+        """What is raised becomes a status that shows no internals."""
+        try:
+            yield
+        except Problem as problem:
+            await self._refuse(problem, context)
+        except grpc.aio.BaseError:  # the client is gone
+            raise
+        except Exception:
+            _log.exception("a call has failed")
+            await self._refuse(Problem(500, "internal_error", "the call has failed"), context)
 
     async def _refuse(self, problem: Problem, context: ServicerContext) -> NoReturn:
         self._hub.metrics.rejected.labels(problem.code).inc()

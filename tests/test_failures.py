@@ -1,0 +1,146 @@
+"""What fails inside the real server: one error, everything released, and the next request works."""
+
+import json
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import grpc
+import httpx
+import pytest
+from websockets.exceptions import ConnectionClosed
+
+from tests.servers import SMALL, Server, running
+from tests.test_rpc import Client as RpcClient
+from tests.test_rpc import request as rpc_request
+from tests.test_server import SETTINGS, asked, env, expected, picture, stream, told, until
+from tests.test_web_socket import opened
+
+__all__ = ["env"]  # a fixture
+LONG = {"max_tokens": 300, "logit_bias": {"507": -100, "505": -100}}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("failures")
+
+
+@pytest.fixture(scope="module")
+def server(tiny_directory, env, folder) -> Iterator[Server]:
+    script = ("tests/faulty_server.py", str(folder))
+    env = env | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    with running(tiny_directory(), env, *SMALL, script=script) as server:
+        yield server
+
+
+def works_again(tiny, server: Server) -> None:
+    """Nothing is left of what failed, the figures add up, and an answer is what it was."""
+    server.until_idle()
+    _, result = expected(tiny(), "What's this?", max_new_tokens=20, **SETTINGS)
+    events = told(stream(server))
+    assert "".join(e["text"] for e in events if e["event"] == "delta") == result.texts[0]
+    until(lambda: server.metrics()["saccade_streams_active"] == 0)
+    metrics = server.metrics()
+    assert metrics["saccade_unacked_chunks"] == metrics["saccade_rows_running"] == 0
+
+
+@pytest.mark.parametrize(
+    ("place", "code"),
+    [
+        ("tower", "prefill_failed"),
+        ("prefill", "prefill_failed"),
+        ("step", "step_failed"),
+        ("text", "text_failed"),
+    ],
+)
+def test_a_stream_that_fails_tells_one_error_without_internals(tiny, server, folder, place, code):
+    (folder / place).touch()
+    messages = asked("What's this?", picture(64, 96)) if place == "tower" else asked("What's this?")
+    events = told(stream(server, messages=messages))
+    assert [e["event"] for e in events if e["event"] not in ("start", "delta")] == ["error"]
+    assert (events[-1]["code"], "secret" in json.dumps(events)) == (code, False)
+    works_again(tiny, server)
+
+
+def test_a_step_that_fails_ends_all_that_run_on_all_transports(tiny, server, folder):
+    client = RpcClient(server.rpc)
+    with opened(server, **LONG) as socket:
+        socket.until(lambda event: event["event"] == "delta")
+        call = client.generate(rpc_request(tokens=300, logit_bias={507: -100.0, 505: -100.0}), timeout=60)
+        while next(call).WhichOneof("event") != "delta":
+            pass
+        (folder / "step").touch()
+        assert socket.rest()[-1]["code"] == list(call)[-1].error.code == "step_failed"
+    client.channel.close()
+    works_again(tiny, server)
+
+
+def test_a_picture_decoder_that_fails_is_an_error_before_any_stream(tiny, server, folder):
+    messages = asked("a", picture())
+    (folder / "decoder").touch()
+    refused = stream(server, messages=messages)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (500, "prepare_failed")
+    (folder / "decoder").touch()
+    with opened(server, messages=messages) as socket:
+        assert socket.rest()[-1]["error"]["code"] == "prepare_failed"
+    assert socket.code == 4500
+    works_again(tiny, server)
+
+
+@pytest.mark.parametrize("path", ["/v1/stream", "/v1/chat/completions"])
+def test_an_http_response_that_fails_is_cut_off(tiny, server, folder, path):
+    body: dict[str, Any] = {"messages": asked("What's this?"), "stream": True, **SETTINGS, **LONG}
+    name = ""
+    with (
+        suppress(httpx.RemoteProtocolError),
+        httpx.stream("POST", f"{server.url}{path}", json=body) as response,
+    ):
+        lines = response.iter_lines()
+        assert next(lines)
+        name = response.headers.get("x-stream-id", "")
+        (folder / ("sse" if name else "chat")).touch()
+        assert "secret" not in "".join(lines)
+    if name:
+        assert told(stream(server, f"{name}.1"))[-1]["event"] == "end"
+    works_again(tiny, server)
+
+
+def test_a_web_socket_that_fails_is_closed_and_its_stream_can_be_taken_up(tiny, server, folder):
+    with opened(server, acks=False, **LONG) as socket:
+        name = socket.next()["stream"]
+        (folder / "web_socket").touch()
+        with suppress(ConnectionClosed):
+            while True:
+                socket.next()
+    assert told(stream(server, f"{name}.1"))[-1]["event"] == "end"
+    works_again(tiny, server)
+
+
+def test_a_call_that_fails_shows_no_internals_and_its_stream_can_be_taken_up(tiny, server, folder):
+    client = RpcClient(server.rpc)
+    call = client.generate(rpc_request(tokens=300, logit_bias={507: -100.0, 505: -100.0}), timeout=60)
+    name = next(call).start.stream
+    (folder / "rpc").touch()
+    with pytest.raises(grpc.RpcError) as failed:
+        list(call)
+    assert "secret" not in failed.value.details()
+    assert told(stream(server, f"{name}.1"))[-1]["event"] == "end"
+    client.channel.close()
+    works_again(tiny, server)
+
+
+def test_a_dead_engine_tells_every_stream_and_the_server_is_not_ready(tiny_directory, env, tmp_path):
+    script = ("tests/faulty_server.py", str(tmp_path))
+    env = env | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    with running(tiny_directory(), env, *SMALL, script=script) as own:
+        for code in ("step_failed", "step_failed"):
+            (tmp_path / "step").touch()
+            assert told(stream(own))[-1]["code"] == code
+        until(lambda: httpx.get(f"{own.url}/ready").status_code == 503)
+        refused = stream(own)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "unavailable")
+        assert own.health()["status"] == "ok"
+        own.wait_for("the engine has failed")
+        own.process.terminate()
+        assert own.process.wait(30) == 0
