@@ -1,17 +1,18 @@
 """The HTTP application: routes, and what each answers."""
 
 import asyncio
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
+from serve.bodies import Bodies
 from serve.chat_frames import ChatWords, chat_frames, failure
 from serve.chat_request import ChatRequest, StreamRequest, parse
 from serve.events import Delta, End, Error
@@ -23,6 +24,8 @@ from serve.page import page_routes
 from serve.problems import Problem
 from serve.sse import EventStreamResponse, disconnected, event_frames
 from serve.web_socket import carry
+
+R = TypeVar("R", bound=ChatRequest)
 
 
 def make_app(hub: Hub) -> Starlette:
@@ -54,15 +57,15 @@ class Api:
 
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
+        self._bodies = Bodies(hub.config.limits.body_bytes, hub.config.patience)
 
     async def chat(self, request: Request) -> Response:
         """OpenAI's chat completions."""
-        body = parse(await self._body(request), ChatRequest)
-        live = await self._hub.open(body, request.state.owner)
-        options = body.stream_options
+        live, asked = await self._opened(request, ChatRequest)
+        options = asked.stream_options
         words = ChatWords(self._hub, live.stream.start, options is not None and options.include_usage)
         ticket = live.stream.attach()
-        if body.stream:
+        if asked.stream:
             return EventStreamResponse(chat_frames(self._hub, live, ticket, words))
         return await self._whole(request, live, ticket, words)
 
@@ -73,9 +76,8 @@ class Api:
             stream_id, after = _last_event(last)
             live, ticket = self._hub.resume(stream_id, after, request.state.owner)
         else:
-            body = parse(await self._body(request), StreamRequest)
-            live, after = await self._hub.open(body, request.state.owner), 0
-            ticket = live.stream.attach()
+            live, _ = await self._opened(request, StreamRequest)
+            ticket, after = live.stream.attach(), 0
         frames = event_frames(self._hub, live, ticket, after)
         return EventStreamResponse(frames, {"X-Stream-Id": live.id})
 
@@ -130,19 +132,12 @@ class Api:
         self._hub.metrics.rejected.labels(problem.code).inc()
         return _json(problem.body, problem.status, problem.headers)
 
-    async def _body(self, request: Request) -> bytes:
-        allowed, body = self._hub.config.limits.body_bytes, bytearray()
-        try:
-            async with asyncio.timeout(self._hub.config.patience):
-                async for part in request.stream():
-                    body += part
-                    if len(body) > allowed:
-                        raise Problem(413, "limit_exceeded", f"body: allowed: up to {allowed} bytes")
-        except ClientDisconnect:
-            raise Problem(499, "disconnected", "nobody reads this") from None
-        except TimeoutError:
-            raise Problem(408, "timeout", f"body: not whole in {self._hub.config.patience:g} s") from None
-        return bytes(body)
+    async def _opened(self, request: Request, kind: type[R]) -> tuple[Live, R]:
+        async with self._bodies.read(request) as body:
+            asked = parse(body, kind)
+            live = await self._hub.open(asked, request.state.owner)
+        asked.messages.clear()  # with their pictures: nobody needs them while the stream runs
+        return live, asked
 
     async def _whole(self, request: Request, live: Live, ticket: int, words: ChatWords) -> Response:
         gone = asyncio.create_task(disconnected(request.receive))

@@ -41,8 +41,8 @@ class PictureOpener:
 
     def close(self) -> None:
         """End what decodes."""
-        self._decoder.close()
         self._pool.shutdown(wait=False, cancel_futures=True)
+        self._decoder.close()
 
     async def open(self, urls: Sequence[str]) -> list[Image.Image]:
         """The pictures, as RGB.

@@ -298,6 +298,16 @@ HOSTILE = {
 }
 
 
+@pytest.mark.parametrize("size", [(1, 1), (30, 150), (150, 30), (1, 100)])
+def test_a_small_or_narrow_picture_is_a_picture(tiny, open_server, size):
+    image = picture(*size)
+    prompt_tokens, result = expected(tiny(), "Hm", image, max_new_tokens=5, seed=5)
+    body = {"messages": asked("Hm", image), "max_tokens": 5, "seed": 5}
+    events = told(httpx.post(f"{open_server.url}/v1/stream", json=body, timeout=60))
+    assert events[0]["prompt_tokens"] == prompt_tokens
+    assert "".join(e["text"] for e in events if e["event"] == "delta") == result.texts[0]
+
+
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_picture_is_one_error_and_the_next_request_works(open_server, name):
     url = "data:image/png;base64," + base64.b64encode(HOSTILE[name]).decode()
