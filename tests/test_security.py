@@ -298,7 +298,7 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize("size", [(1, 1), (30, 150), (150, 30), (1, 100)])
+@pytest.mark.parametrize("size", [(1, 1), (15, 75), (75, 15), (1, 100)])
 def test_a_small_or_narrow_picture_is_a_picture(tiny, open_server, size):
     image = picture(*size)
     prompt_tokens, result = expected(tiny(), "Hm", image, max_new_tokens=5, seed=5)
