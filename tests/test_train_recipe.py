@@ -11,14 +11,16 @@ pytest.importorskip("optax", reason="the recipe needs optax (extra: train)")
 import jax
 import jax.numpy as jnp
 from PIL import Image
+from tokenizers import Tokenizer
 
 from models import load_model
 from models.images import preprocess
+from models.load import EMBEDDED
 from tests.training import synthetic_pack
 from train.batches import Maker, lay_out
 from train.compose import CELL, Layout, Variation, compose, patches, premultiplied
 from train.export import export
-from train.recipe import ABLATIONS, SMOKE, Run, State, losses, make, train
+from train.recipe import ABLATIONS, SMOKE, Run, State, losses, make, token_weights, train
 from train.scenes import BACKGROUNDS, Placed, Scene
 
 PLAIN = Variation(art=0.0, picture=0.0)
@@ -91,7 +93,8 @@ def test_a_run_learns_goes_on_where_it_stopped_and_exports(run: Run, tmp_path: P
     def loss(state: State) -> float:
         batch = Maker(run.source).make(0)
         inputs, places = run.inputs(batch)
-        return float(losses(run.model, state.params, inputs, *run.paint(batch, inputs, 0), places)["answer"])
+        painted = run.paint(batch, inputs, 0)
+        return float(losses(run.model, state.params, inputs, *painted, places, run.weights)["answer"])
 
     before = loss(run.start())
     out, folder, pack = tmp_path / "out", tmp_path / "model", synthetic_pack()
@@ -118,6 +121,18 @@ def test_a_part_can_be_left_out(run: Run) -> None:
         assert (settings == run.settings) == (name == "nothing")
     alone = Run(replace(run.settings, **ABLATIONS["icons"]), synthetic_pack())
     assert len(alone.art) < len(run.art)
+
+
+def test_telling_words_weigh_more() -> None:
+    tokenizer = Tokenizer.from_file(str(EMBEDDED / "tokenizer.json"))
+    weights = token_weights(tokenizer, 3.0)
+    text = "Yes, three pandas are to the left of the bus, below it."
+    encoded = tokenizer.encode(text, add_special_tokens=False)
+    heavy = [
+        text[a:b].strip() for i, (a, b) in zip(encoded.ids, encoded.offsets, strict=True) if weights[i] > 1
+    ]
+    assert heavy == ["Yes", "three", "left", "below"]
+    assert set(weights.tolist()) == {1.0, 3.0}
 
 
 def test_larger_pictures_come_last(run: Run) -> None:

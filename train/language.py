@@ -123,13 +123,13 @@ def tell(rng: random.Random, scene: Scene, found: list[Group], world: World) -> 
 Ask = Callable[[random.Random, Scene, list[Group], World], Turn | None]
 
 _SHARES: tuple[tuple[float, Ask], ...] = (
-    (0.33, describe),
+    (0.30, describe),
     (0.09, scenery),
     (0.05, caption),
     (0.09, listing),
     (0.07, count),
     (0.09, yes_no),
-    (0.04, where),
+    (0.07, where),
     (0.06, related),
     (0.03, is_related),
     (0.02, what_is),
@@ -145,8 +145,8 @@ def turn(rng: random.Random, scene: Scene, world: World, *, long: bool = False) 
     made = tell(rng, scene, found, world) if long else None
     if not long and any(g.count > 1 for g in found) and rng.random() < 0.3:
         made = count(rng, scene, found, world)
-    # Where two things stand to each other is learned slowest: most scenes of two or three ask it.
-    elif not long and len(found) in (2, 3) and rng.random() < 0.2:
+    # Where two things stand to each other is learned slowest: many scenes of two or three ask it.
+    elif not long and len(found) in (2, 3) and rng.random() < 0.25:
         made = rng.choice((related, related, is_related, what_is))(rng, scene, found, world)
     while made is None:
         made = rng.choices(asks, [share for share, _ in _SHARES])[0](rng, scene, found, world)

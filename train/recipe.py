@@ -3,6 +3,9 @@
     uv run --extra train python -m train.recipe             # one GPU, about 25 minutes
     uv run --extra train python -m train.recipe --smoke     # tiny, on a CPU, a few minutes
 
+Several GPUs: a run on each, with `--start` the same checkpoint and a `--seed` of its own, then their mean:
+`train.average`.
+
 A run that was cut short goes on from its last checkpoint: give the same command again.
 """
 
@@ -21,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array
+from jaxtyping import Array, Float
 from tokenizers import Tokenizer
 
 from models import load_model
@@ -43,8 +46,13 @@ from train.tokenizer import Coder, corpus, train_tokenizer
 
 OUT = Path(__file__).parent / "out"
 _SAVE_EVERY = 180.0  # seconds
-_ICON_WEIGHT = 0.35  # of a set of icons, beside 1 for a whole set of emoji
+_ICON_WEIGHT = 0.5  # of a set of icons, beside 1 for a whole set of emoji
 _VARIATION = Variation()
+# Words that say whether a picture was understood, where most others are a choice of wording.
+_TELLING = (
+    "yes", "no", "left", "right", "above", "below", "top", "bottom", "middle",
+    "one", "two", "three", "four", "five", "six",
+)  # fmt: skip
 
 # What can be left out, to see what it is worth.
 ABLATIONS: dict[str, dict[str, Any]] = {
@@ -69,6 +77,7 @@ class Settings:
     learning_rate: float = 2e-3
     weight_decay: float = 0.05
     seeing: float = 0.3  # weight of the auxiliary loss: which thing does each picture token show?
+    telling: float = 3.0  # weight of the answers' telling words, beside 1 for the other tokens
     optimizer: str = "muon"
     variation: Variation = _VARIATION
     icon_weight: float = _ICON_WEIGHT
@@ -79,9 +88,22 @@ class Settings:
     seed: int = 0
     workers: int | None = None
 
+    @property
+    def all_grids(self) -> list[tuple[int, int]]:
+        """Those of all its batches."""
+        return list(dict.fromkeys([*self.grids, *(self.large_grids if self.large else ())]))
+
 
 SMOKE = Settings(
-    TINY, vocabulary=1024, batch=8, steps=20, warmup=4, workers=0, grids={(4, 5): 1}, large_grids={(5, 6): 1}
+    TINY,
+    vocabulary=1024,
+    batch=8,
+    steps=20,
+    warmup=4,
+    workers=0,
+    grids={(4, 5): 1},
+    large_grids={(5, 6): 1},
+    large=0.15,
 )
 
 
@@ -125,17 +147,21 @@ def paint(
     picture, shares = compose(art, layout, key, grid, crowded, variation)
     flat = patches(picture).astype(jnp.bfloat16)
     flat = jnp.pad(flat, ((0, 0), (0, 4 * room(grid) - flat.shape[1]), (0, 0)))
-    rows = jnp.arange(label.shape[0])[:, None, None]
-    cells = jnp.arange(shares.shape[1])[None, :, None]
-    shown = jnp.zeros((*shares.shape[:2], names + 1)).at[rows, cells, label[:, None, :]].add(shares)
-    shown = shown.at[..., -1].set(1 - shown[..., :-1].sum(-1))  # label -1 is the last column
+    shown = shares @ jax.nn.one_hot(label, names + 1)  # label -1 is none of them
+    shown = shown.at[..., -1].set(1 - shown[..., :-1].sum(-1))
     return flat, jnp.pad(shown, ((0, 0), (0, room(grid) - shown.shape[1]), (0, 0))).astype(jnp.bfloat16)
 
 
 def losses(
-    model: Qwen3VL, params: Any, inputs: Inputs, pixels: Array, shown: Array, places: Any
+    model: Qwen3VL,
+    params: Any,
+    inputs: Inputs,
+    pixels: Array,
+    shown: Array,
+    places: Any,
+    weights: Float[Array, " vocabulary"],
 ) -> dict[str, Array]:
-    """Mean cross entropy of the answers' tokens and of the cells; and how often each is right."""
+    """Mean cross entropy of the answers' tokens, by weight, and of the cells; and how often each is right."""
     encode = partial(model.apply, {"params": params["model"]}, method="encode_vision")
     seen: Any = jax.vmap(lambda p: encode(p, places))(pixels)
     D = seen.embeddings.shape[-1]
@@ -153,13 +179,14 @@ def losses(
     answer = (at >= inputs.prompts[:, None]) & (at < inputs.lengths[:, None])
     right = (logits.argmax(-1) == tokens[:, 1:]) & answer
     entropy = optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:])
+    weight = weights[tokens[:, 1:]] * answer
     cell_logits = seen.embeddings.astype(jnp.float32) @ params["seeing"]["kernel"] + params["seeing"]["bias"]
     cell = optax.softmax_cross_entropy(cell_logits, shown.astype(jnp.float32))
     there = shown.sum(-1) > 0.5  # not padding
     full = there & (shown[..., :-1].max(-1) > 0.6)
     hit = (cell_logits.argmax(-1) == shown.argmax(-1)) & full
     return {
-        "answer": (entropy * answer).sum() / answer.sum(),
+        "answer": (entropy * weight).sum() / weight.sum(),
         "cells": (cell * there).sum() / there.sum(),
         "answer right": right.sum() / answer.sum(),
         "cells right": hit.sum() / jnp.maximum(full.sum(), 1),
@@ -176,9 +203,10 @@ def update(
     pixels: Array,
     shown: Array,
     places: Any,
+    weights: Array,
 ) -> tuple[State, dict[str, Array]]:
     def objective(params: Any) -> tuple[Array, dict[str, Array]]:
-        found = losses(model, params, inputs, pixels, shown, places)
+        found = losses(model, params, inputs, pixels, shown, places, weights)
         return found["answer"] + seeing * found["cells"], found
 
     gradients, found = jax.grad(objective, has_aux=True)(state.params)
@@ -257,8 +285,8 @@ class Run:
         self.model = Qwen3VL(Qwen3VLConfig.from_dict(self.config), dtype=jnp.bfloat16)
         self.optimizer = make_optimizer(settings)
         self.names = len(self.source.names)
-        grids = dict.fromkeys([*settings.grids, *settings.large_grids])
-        self.places = {grid: self._places(grid) for grid in grids}
+        self.weights = jnp.asarray(token_weights(self.tokenizer, settings.telling))
+        self.places = {grid: self._places(grid) for grid in settings.all_grids}
 
     def _places(self, grid: tuple[int, int]) -> tuple[Any, dict[int, np.ndarray]]:
         """The tower's layout for a grid, and the prompt's positions [2, 3, T] for both lengths."""
@@ -314,7 +342,11 @@ class Run:
     def update(self, state: State, batch: Batch, index: int) -> tuple[State, dict[str, Array]]:
         inputs, places = self.inputs(batch)
         pixels, shown = self.paint(batch, inputs, index)
-        return update(self.model, self.optimizer, self.settings.seeing, state, inputs, pixels, shown, places)
+        return update(*self._fixed, state, inputs, pixels, shown, places, self.weights)
+
+    @property
+    def _fixed(self) -> tuple[Any, ...]:
+        return self.model, self.optimizer, self.settings.seeing
 
     def compile(self, state: State) -> None:
         """Fill the compile cache for all shapes to come, in threads: in turn it takes minutes."""
@@ -330,14 +362,25 @@ class Run:
         ready = [(batch, *self.inputs(batch)) for batch in made.values()]
         short = [(b, i) for (b, i, _), (_, long) in zip(ready, made, strict=True) if not long]
         lowered = [self.paint(batch, inputs, 0, paint.lower) for batch, inputs in short]
-        static, seen = (self.model, self.optimizer, self.settings.seeing, state), set()
+        seen = set()
         for batch, inputs, places in ready:
             if (shape := (room(batch.grid), batch.tokens.shape)) not in seen:
                 seen.add(shape)
                 pixels, shown = jax.eval_shape(partial(self.paint, batch, inputs, 0))
-                lowered.append(update.lower(*static, inputs, pixels, shown, places))
+                lowered.append(update.lower(*self._fixed, state, inputs, pixels, shown, places, self.weights))
         with ThreadPoolExecutor() as pool:
             list(pool.map(lambda program: program.compile(), lowered))
+
+
+def token_weights(tokenizer: Tokenizer, telling: float) -> Float[np.ndarray, " vocabulary"]:
+    """What each token of an answer counts; telling words that take several tokens count as any other."""
+    weights = np.ones(tokenizer.get_vocab_size(), np.float32)
+    for word in _TELLING:
+        for written in (word, word.capitalize(), f" {word}"):
+            ids = tokenizer.encode(written, add_special_tokens=False).ids
+            if len(ids) == 1:
+                weights[ids] = telling
+    return weights
 
 
 def _next(first: int, test: Callable[[int], bool], wanted: bool) -> int:
@@ -430,8 +473,7 @@ def make(
     if int(state.step) < run.settings.steps:
         print(f"stopped at step {int(state.step)} of {run.settings.steps}: the same command goes on")
         return
-    grids = [*run.settings.grids, *(run.settings.large_grids if run.settings.large else ())]
-    largest = max(map(room, grids))
+    largest = max(map(room, run.settings.all_grids))
     export(folder, run.model, state.params["model"], run.tokenizer, run.config, largest)
     plot(out / "log.json", folder / "loss.png")
     print(f"wrote {folder}", flush=True)
@@ -450,6 +492,7 @@ def main() -> None:
     parser.add_argument("--without", choices=ABLATIONS, default="nothing", help="leave a part out")
     parser.add_argument("--large", type=float, help="the last share of the steps, with larger pictures")
     parser.add_argument("--workers", type=int, help="processes that make batches (default: a core each)")
+    parser.add_argument("--seed", type=int, default=0, help="of the weights and of all scenes")
     parser.add_argument("--learning-rate", type=float, help="the highest one")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop early, to go on later")
     parser.add_argument("--cases", type=int, help="of each measure of the evaluation; 0 for none")
@@ -465,6 +508,7 @@ def main() -> None:
         settings,
         steps=given.steps or settings.steps,
         start=given.start,
+        seed=given.seed,
         learning_rate=given.learning_rate or settings.learning_rate,
         workers=settings.workers if given.workers is None else given.workers,
         large=settings.large if given.large is None else given.large,
