@@ -244,6 +244,15 @@ def test_a_client_pauses_and_goes_on():
     assert (stream.may_step(0), woken) == (True, [1])
 
 
+def test_while_its_row_is_renewed_an_endless_stream_says_so():
+    stream, _ = make()
+    stream.push(piece("a"))
+    stream.reseeding()
+    assert (stream.heartbeat().data.phase, stream.reseeds) == ("reseed", 1)
+    stream.push(piece("b"))
+    assert stream.heartbeat().data.phase == "decode"
+
+
 def test_a_filter_ends_a_stream_before_what_it_forbids_is_shown():
     stream, _ = make(content_filter=lambda text: "bad" not in text)
     stream.push(piece("good"))
