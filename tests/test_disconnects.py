@@ -115,7 +115,10 @@ def test_readers_that_stop_reading_are_cancelled_at_the_window_and_change_nothin
     before, tokens = resident(server), server.metrics()["saccade_tokens_total"]
     with ExitStack() as stack:
         for _ in range(3):
+            begun = server.metrics()["saccade_streams_started_total"]
             TRANSPORTS[transport](server, client, stack)
+            until(lambda begun=begun: server.metrics()["saccade_streams_started_total"] > begun)
+            until(lambda: server.health()["waiting"] == 0)  # few may wait, and the next one comes at once
         events = told(stream(server))
         until(lambda: server.metrics()["saccade_streams_active"] == 0)
         metrics = server.metrics()
