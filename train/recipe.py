@@ -199,6 +199,7 @@ def update(
     optimizer: Any,
     seeing: float,
     state: State,
+    rate: Float[Array, ""],
     inputs: Inputs,
     pixels: Array,
     shown: Array,
@@ -212,12 +213,15 @@ def update(
     gradients, found = jax.grad(objective, has_aux=True)(state.params)
     found["gradient"] = optax.global_norm(gradients)
     updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
+    updates = jax.tree.map(lambda x: rate * x, updates)
     return State(optax.apply_updates(state.params, updates), optimizer_state, state.step + 1), found
 
 
 def make_optimizer(s: Settings) -> optax.GradientTransformation:
-    """Muon (Jordan et al., 2024) for the matrices, AdamW for tables, norms and biases; or AdamW for all."""
-    rate = optax.warmup_cosine_decay_schedule(0.0, s.learning_rate, s.warmup, s.steps, s.learning_rate * 0.01)
+    """Muon (Jordan et al., 2024) for the matrices, AdamW for tables, norms and biases; or AdamW for all.
+
+    Its rate is 1: the step multiplies by the schedule's, so that runs of any length share their programs.
+    """
 
     def matrices(params: Any, yes: Any, no: Any) -> Any:
         return jax.tree_util.tree_map_with_path(
@@ -229,11 +233,11 @@ def make_optimizer(s: Settings) -> optax.GradientTransformation:
 
     if s.optimizer == "adamw":
         decay = partial(matrices, yes=True, no=False)
-        inner = optax.adamw(rate, b2=0.95, weight_decay=s.weight_decay, mask=decay)
+        inner = optax.adamw(1.0, b2=0.95, weight_decay=s.weight_decay, mask=decay)
     else:
         dims = optax.contrib.MuonDimensionNumbers()
         inner = optax.contrib.muon(
-            rate,
+            1.0,
             adam_b2=0.95,
             weight_decay=s.weight_decay,
             consistent_rms=0.2,
@@ -284,6 +288,9 @@ class Run:
         self.config = model_config(self.tokenizer, settings.sizes)
         self.model = Qwen3VL(Qwen3VLConfig.from_dict(self.config), dtype=jnp.bfloat16)
         self.optimizer = make_optimizer(settings)
+        top, steps = settings.learning_rate, settings.steps
+        schedule = optax.warmup_cosine_decay_schedule(0.0, top, settings.warmup, steps, top * 0.01)
+        self.rates = np.asarray(jax.vmap(schedule)(jnp.arange(steps)), np.float32)
         self.names = len(self.source.names)
         self.weights = jnp.asarray(token_weights(self.tokenizer, settings.telling))
         self.places = {grid: self._places(grid) for grid in settings.all_grids}
@@ -342,7 +349,8 @@ class Run:
     def update(self, state: State, batch: Batch, index: int) -> tuple[State, dict[str, Array]]:
         inputs, places = self.inputs(batch)
         pixels, shown = self.paint(batch, inputs, index)
-        return update(*self._fixed, state, inputs, pixels, shown, places, self.weights)
+        rest = (inputs, pixels, shown, places, self.weights)
+        return update(*self._fixed, state, self.rates[index], *rest)
 
     @property
     def _fixed(self) -> tuple[Any, ...]:
@@ -367,7 +375,8 @@ class Run:
             if (shape := (room(batch.grid), batch.tokens.shape)) not in seen:
                 seen.add(shape)
                 pixels, shown = jax.eval_shape(partial(self.paint, batch, inputs, 0))
-                lowered.append(update.lower(*self._fixed, state, inputs, pixels, shown, places, self.weights))
+                rest = (inputs, pixels, shown, places, self.weights)
+                lowered.append(update.lower(*self._fixed, state, self.rates[0], *rest))
         with ThreadPoolExecutor() as pool:
             list(pool.map(lambda program: program.compile(), lowered))
 
