@@ -1,22 +1,19 @@
 """Shared fixtures. Shapes in signatures are checked while tests run (jaxtyping with beartype)."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from jaxtyping import install_import_hook
 
-# Each program is compiled once, for all workers and for later runs; with a limit, JAX locks the files.
-PROGRAMS = {
-    "DIR": str(Path(__file__).parents[1] / ".pytest_cache" / "programs"),
-    "MAX_SIZE": str(2**30),
-}
-THRESHOLDS = {"MIN_COMPILE_TIME_SECS": "0", "MIN_ENTRY_SIZE_BYTES": "0"}
+from tests.programs import PROGRAMS, THRESHOLDS, XLA_FLAGS
+
 for name, value in PROGRAMS.items():
     os.environ.setdefault(f"JAX_COMPILATION_CACHE_{name}", value)
 for name, value in THRESHOLDS.items():
     os.environ.setdefault(f"JAX_PERSISTENT_CACHE_{name}", value)
+os.environ.setdefault("XLA_FLAGS", XLA_FLAGS)
 
 # All modules with arrays in their signatures, but not those that refuse wrong types themselves.
 CHECKED = {
@@ -71,3 +68,20 @@ def tiny(tiny_directory: Callable[..., Path]) -> Callable[..., LoadedModel]:
         return loaded[variant]
 
     return load
+
+
+@pytest.fixture(scope="session")
+def env(pytestconfig: pytest.Config) -> dict[str, str]:
+    """Of processes that share what they compile with one another, and with later runs."""
+    from tests.commands import environment
+
+    return environment(pytestconfig.cache.mkdir("commands"))
+
+
+@pytest.fixture(scope="session")
+def server(tiny_directory: Callable[..., Path], env: dict[str, str]) -> Iterator:
+    """The real server with a tiny model, one for all tests that need no other."""
+    from tests.servers import FLOW, SMALL, running
+
+    with running(tiny_directory(), env, *SMALL, *FLOW) as server:
+        yield server

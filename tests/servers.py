@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 
 from tests.commands import environment, start
-from tests.conftest import PROGRAMS
+from tests.programs import PROGRAMS
 
 SMALL = (
     "serve.port=0",
@@ -24,6 +24,16 @@ SMALL = (
     "stream_registry.adaptive_limits.enabled=false",
     "stream_registry.adaptive_limits.min_streams=2",
     "stream_registry.adaptive_limits.max_streams=4",
+)
+FLOW = (
+    "stream_registry.backpressure.max_unacked_chunks=24",
+    "stream_registry.backpressure.ack_timeout_ms=1000",
+    "serve.resume_events=30",
+    "serve.waiting=2",
+    "limits.pictures=2",
+    "limits.body_bytes=100000",
+    "limits.picture_bytes=30000",
+    "limits.picture_pixels=8192",
 )
 _KEPT = {f"JAX_COMPILATION_CACHE_{name}": value for name, value in PROGRAMS.items()}
 _LONGEST_START = 300  # seconds; all programs may have to be compiled

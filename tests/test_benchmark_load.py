@@ -6,9 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_server import env
-
-__all__ = ["env"]  # a fixture
 ROOT = Path(__file__).parents[1]
 
 

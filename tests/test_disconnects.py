@@ -18,20 +18,20 @@ from tests.servers import Server
 from tests.test_engine import SIZES, Reader, words
 from tests.test_rpc import Client as RpcClient
 from tests.test_rpc import long as rpc_long
-from tests.test_server import LONG, SETTINGS, asked, env, expected, raw, server, stream, told, until
+from tests.test_server import LONG, SETTINGS, asked, expected, raw, stream, told, until
 from tests.test_web_socket import opened
 
-__all__ = ["env", "server"]  # fixtures
 CHAT = json.dumps(LONG | {"stream": True, "logprobs": True, "top_logprobs": 20}).encode()
 
 
 def test_who_goes_while_queued_is_never_prefilled(server: Server):
     until(lambda: server.metrics()["saccade_streams_active"] == 0)
     begun = server.metrics()["saccade_stream_ttft_seconds_count"]
-    holders = [opened(server, acks=False, **LONG) for _ in range(4)]
-    for holder in holders:
-        holder.say({"type": "pause"})  # and so it does not wait for acks
-    until(lambda: server.health()["running"] == 4)
+    holders = []
+    for count in range(1, 5):
+        holders.append(opened(server, acks=False, **LONG))
+        holders[-1].say({"type": "pause"})  # and so it does not wait for acks
+        until(lambda count=count: server.health()["running"] == count)  # few may wait
     with raw(server, "/v1/chat/completions", CHAT):
         until(lambda: server.health()["waiting"] == 1)
     until(lambda: server.health()["activeStreams"] == 4)

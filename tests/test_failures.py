@@ -14,10 +14,9 @@ from websockets.exceptions import ConnectionClosed
 from tests.servers import SMALL, Server, running
 from tests.test_rpc import Client as RpcClient
 from tests.test_rpc import request as rpc_request
-from tests.test_server import SETTINGS, asked, env, expected, picture, stream, told, until
+from tests.test_server import SETTINGS, asked, expected, picture, stream, told, until
 from tests.test_web_socket import opened
 
-__all__ = ["env"]  # a fixture
 LONG = {"max_tokens": 300, "logit_bias": {"507": -100, "505": -100}}
 
 

@@ -18,16 +18,13 @@ from tests.test_server import (
     SETTINGS,
     asked,
     data_url,
-    env,
     expected,
     picture,
-    server,
     stream,
     told,
     until,
 )
 
-__all__ = ["env", "server"]  # fixtures
 WINDOW = 24  # unacknowledged deltas, as the server of these tests has it
 NO_END = {507: -100.0, 505: -100.0}
 

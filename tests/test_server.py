@@ -18,30 +18,7 @@ import pytest
 from PIL import Image
 
 from sample import SamplingConfig, prepare_inputs, sample
-from tests.commands import environment
 from tests.servers import SMALL, Server, running
-
-FLOW = (
-    "stream_registry.backpressure.max_unacked_chunks=24",
-    "stream_registry.backpressure.ack_timeout_ms=1000",
-    "serve.resume_events=30",
-    "serve.waiting=2",
-    "limits.pictures=2",
-    "limits.body_bytes=100000",
-    "limits.picture_bytes=30000",
-    "limits.picture_pixels=8192",
-)
-
-
-@pytest.fixture(scope="module")
-def env(pytestconfig):
-    return environment(pytestconfig.cache.mkdir("commands"))  # programs are compiled once, for later runs too
-
-
-@pytest.fixture(scope="module")
-def server(tiny_directory, env):
-    with running(tiny_directory(), env, *SMALL, *FLOW) as server:
-        yield server
 
 
 @pytest.fixture

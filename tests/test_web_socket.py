@@ -12,9 +12,8 @@ from websockets.sync.client import ClientConnection, connect
 
 from sample import SamplingConfig, StreamConfig, prepare_inputs, sample_streaming
 from tests.servers import SMALL, Server, running
-from tests.test_server import LONG, SETTINGS, asked, env, expected, picture, server, stream, told, until
+from tests.test_server import LONG, SETTINGS, asked, expected, picture, stream, told, until
 
-__all__ = ["env", "server"]  # fixtures
 ASKED = {"messages": asked("What's this?"), "max_tokens": 20, **SETTINGS}
 WINDOW = 24  # unacknowledged deltas, as the server of these tests has it
 
