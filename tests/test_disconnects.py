@@ -131,6 +131,7 @@ def test_readers_that_stop_reading_are_cancelled_at_the_window_and_change_nothin
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 def test_a_thousand_clients_that_go_leave_nothing(tiny, server):
     _, result = expected(tiny(), "What's this?", max_new_tokens=20, **SETTINGS)
 
