@@ -5,25 +5,47 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 _NORMAL = nn.initializers.normal(0.02)
 
 
 class Linear(nn.Module):
-    """`x @ kernel + bias`, in the dtype of `x`; the result in `out_dtype`, where one is given."""
+    """`x @ kernel + bias`, in the dtype of `x`; the result in `out_dtype`, where one is given.
+
+    With `rows` the parameter is `weight`, `[out, in]`: a row per output, as a GPU reads it for few tokens.
+    """
 
     features: int
     use_bias: bool = True
     out_dtype: Any = None
+    rows: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "*L I"]) -> Float[Array, "*L O"]:
-        kernel = self.param("kernel", _NORMAL, (x.shape[-1], self.features))
+        if self.rows:
+            kernel = self.param("weight", _NORMAL, (self.features, x.shape[-1])).T
+        else:
+            kernel = self.param("kernel", _NORMAL, (x.shape[-1], self.features))
         y = jnp.matmul(x, kernel.astype(x.dtype), preferred_element_type=self.out_dtype)
         if self.use_bias:
             y = y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(y.dtype)
         return y
+
+
+JOINED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+
+
+def projections(
+    x: Float[Array, "*L I"], joined: str, features: tuple[int, ...], use_bias: bool, fused: bool
+) -> list[Array]:
+    """Several `Linear`s of one input, in the module that calls: one by one, or `fused` into one product."""
+    if fused:
+        together = Linear(sum(features), use_bias, rows=True, name=joined)(x)
+        return jnp.split(together, np.cumsum(features)[:-1], axis=-1)
+    names = zip(JOINED[joined], features, strict=True)
+    return [Linear(size, use_bias, name=name)(x) for name, size in names]
 
 
 class Embedding(nn.Module):
@@ -76,9 +98,9 @@ class GatedMLP(nn.Module):
     """SwiGLU (arXiv:2002.05202): `down(silu(gate(x)) * up(x))`."""
 
     intermediate_size: int
+    fused: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "*L D"]) -> Float[Array, "*L D"]:
-        gate = Linear(self.intermediate_size, use_bias=False, name="gate_proj")(x)
-        up = Linear(self.intermediate_size, use_bias=False, name="up_proj")(x)
-        return Linear(x.shape[-1], use_bias=False, name="down_proj")(nn.silu(gate) * up)
+        gate, up = projections(x, "gate_up_proj", (self.intermediate_size,) * 2, False, self.fused)
+        return Linear(x.shape[-1], False, rows=self.fused, name="down_proj")(nn.silu(gate) * up)

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from models.attention import causal_attention
-from models.blocks import Embedding, GatedMLP, Linear, RMSNorm
+from models.blocks import Embedding, GatedMLP, Linear, RMSNorm, projections
 from models.cache import KVCache, write_keys, write_values
 from models.config_parts import DecoderConfig
+from models.kernels.choice import decodes_in_kernels
 from models.rope import rotate
 
 
@@ -28,6 +29,7 @@ class VisionEmbeddings(NamedTuple):
 
 class SelfAttention(nn.Module):
     config: DecoderConfig
+    fused: bool = False
 
     @nn.compact
     def __call__(
@@ -40,13 +42,12 @@ class SelfAttention(nn.Module):
     ) -> tuple[Float[Array, "B T D"], tuple[Array, Array]]:
         c = self.config
 
-        def heads(name: str, count: int) -> Float[Array, "B T H head"]:
-            return Linear(count * c.head_dim, c.attention_bias, name=name)(x).reshape(
-                *x.shape[:2], count, c.head_dim
-            )
-
-        q, k = heads("q_proj", c.num_attention_heads), heads("k_proj", c.num_key_value_heads)
-        v = heads("v_proj", c.num_key_value_heads)
+        counts = (c.num_attention_heads, c.num_key_value_heads, c.num_key_value_heads)
+        features = tuple(count * c.head_dim for count in counts)
+        q, k, v = (
+            projected.reshape(*x.shape[:2], -1, c.head_dim)
+            for projected in projections(x, "qkv_proj", features, c.attention_bias, self.fused)
+        )
         if c.qk_norm:
             q, k = RMSNorm(c.rms_norm_eps, name="q_norm")(q), RMSNorm(c.rms_norm_eps, name="k_norm")(k)
         q, k = rotate(q, angles), rotate(k, angles)
@@ -56,11 +57,13 @@ class SelfAttention(nn.Module):
             keys, values = write_keys(buffers[0], k, start), write_values(buffers[1], v, start)
         slots = start[:, None] + jnp.arange(x.shape[1])
         mixed = causal_attention(q, keys, values, slots, filled).reshape(*x.shape[:2], -1)
-        return Linear(c.hidden_size, c.attention_bias, name="o_proj")(mixed), (keys, values)
+        product = Linear(c.hidden_size, c.attention_bias, rows=self.fused, name="o_proj")
+        return product(mixed), (keys, values)
 
 
 class DecoderLayer(nn.Module):
     config: DecoderConfig
+    fused: bool = False
 
     @nn.compact
     def __call__(
@@ -72,21 +75,28 @@ class DecoderLayer(nn.Module):
         filled: int | None,
     ) -> tuple[Float[Array, "B T D"], tuple[Array, Array]]:
         c = self.config
+        if self.fused and buffers is not None and decodes_in_kernels(c, x, buffers[1].shape[2]):
+            from models.kernels.layer import decode_layer  # noqa: PLC0415  (imports Pallas, which is slow)
+
+            return decode_layer(c, self.variables["params"], x, angles, start, buffers)
         normed = RMSNorm(c.rms_norm_eps, name="input_layernorm")(x)
-        mixed, buffers = SelfAttention(c, name="self_attn")(normed, angles, start, buffers, filled)
+        mixed, buffers = SelfAttention(c, self.fused, name="self_attn")(
+            normed, angles, start, buffers, filled
+        )
         x = x + mixed
         normed = RMSNorm(c.rms_norm_eps, name="post_attention_layernorm")(x)
-        return x + GatedMLP(c.intermediate_size, name="mlp")(normed), buffers
+        return x + GatedMLP(c.intermediate_size, self.fused, name="mlp")(normed), buffers
 
 
 class Decoder(nn.Module):
     config: DecoderConfig
     dtype: Any
+    fused: bool = False
 
     def setup(self) -> None:
         c = self.config
         self.embed_tokens = Embedding(c.vocab_size, c.hidden_size)
-        self.layers = [DecoderLayer(c) for _ in range(c.num_hidden_layers)]
+        self.layers = [DecoderLayer(c, self.fused) for _ in range(c.num_hidden_layers)]
         self.norm = RMSNorm(c.rms_norm_eps)
 
     def __call__(

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from models.config import Qwen3VLConfig
 from models.errors import CheckpointError, SettingsError
+from models.fuse import fuse
 from models.json_file import read_json
 from models.model import Model
 from models.processor import Processor
@@ -62,7 +63,10 @@ def load_model(
     chosen = _dtype(dtype)
     model = model_class(config, chosen)
     processor = Processor.from_directory(directory, config)
-    return LoadedModel(model, load_params(directory, model, chosen, progress), processor)
+    params = load_params(directory, model, chosen, progress)
+    if jax.default_backend() == "gpu":
+        model, params = fuse(model, params)
+    return LoadedModel(model, params, processor)
 
 
 def _dtype(dtype: Any) -> Any:

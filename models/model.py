@@ -16,21 +16,25 @@ from models.errors import InputError
 class Model(nn.Module):
     """A vision-language model: static and hashable; its parameters are a pytree beside it.
 
-    A family gives the methods that end in NotImplementedError here, the two class attributes, and in
+    A family gives the methods that end in NotImplementedError here, the class attributes, and in
     `setup` its tower, its decoder, and `lm_head` where the head is not tied.
 
     Attributes:
         config: the family's configuration: `text`, a `DecoderConfig`, `vision`, `image_token_id`, and
             `tie_word_embeddings`.
         dtype: what it computes in.
+        fused: the decoder's parameters are those of `fuse`: fewer and larger products, for a GPU.
         position_axes: how many numbers say where a token stands.
         vision_parts: the names of the parameters that only `encode_vision` reads.
+        decoder_part: the name of the decoder's.
     """
 
     config: Any
     dtype: Any = jnp.float32
+    fused: bool = False
     position_axes: ClassVar[int] = 1
     vision_parts: ClassVar[tuple[str, ...]] = ()
+    decoder_part: ClassVar[str] = ""
 
     @property
     def context_length(self) -> int:
@@ -51,13 +55,13 @@ class Model(nn.Module):
     @property
     def decoder(self) -> Decoder:
         """The decoder, under the name that it has in the family's checkpoints."""
-        raise NotImplementedError
+        return getattr(self, self.decoder_part)
 
     def lm_head_unless_tied(self) -> Linear | None:
         """For `setup`: the head of a checkpoint that has its own."""
         if self.config.tie_word_embeddings:
             return None
-        return Linear(self.config.text.vocab_size, use_bias=False, out_dtype=jnp.float32)
+        return Linear(self.config.text.vocab_size, False, out_dtype=jnp.float32, rows=self.fused)
 
     def call(self, method: str, params: Any, *args: Any) -> Any:
         """`apply` with plain parameters: one of the methods below, as a pure function."""

@@ -116,15 +116,12 @@ class Qwen3VL(Model):
     dtype: Any = jnp.float32
     position_axes: ClassVar[int] = 3  # T, H, W
     vision_parts: ClassVar[tuple[str, ...]] = ("visual",)
+    decoder_part: ClassVar[str] = "language_model"
 
     def setup(self) -> None:
         self.visual = VisionTower(self.config.vision, self.dtype)
-        self.language_model = Decoder(self.config.text, self.dtype)
+        self.language_model = Decoder(self.config.text, self.dtype, self.fused)
         self.lm_head = self.lm_head_unless_tied()
-
-    @property
-    def decoder(self) -> Decoder:
-        return self.language_model
 
     def picture_tokens(self, grid_thw: np.ndarray) -> np.ndarray:
         return np.prod(grid_thw, 1) // self.config.vision.merge_unit

@@ -125,16 +125,13 @@ class SmolVLM(Model):
     config: SmolVLMConfig
     dtype: Any = jnp.float32
     vision_parts: ClassVar[tuple[str, ...]] = ("vision_model", "connector")
+    decoder_part: ClassVar[str] = "text_model"
 
     def setup(self) -> None:
         self.vision_model = VisionTower(self.config.vision, self.dtype)
         self.connector = Connector(self.config)
-        self.text_model = Decoder(self.config.text, self.dtype)
+        self.text_model = Decoder(self.config.text, self.dtype, self.fused)
         self.lm_head = self.lm_head_unless_tied()
-
-    @property
-    def decoder(self) -> Decoder:
-        return self.text_model
 
     def picture_tokens(self, grid_thw: np.ndarray) -> np.ndarray:
         return np.prod(grid_thw, 1) // self.config.scale_factor**2

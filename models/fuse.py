@@ -1,0 +1,52 @@
+"""A decoder's parameters for a GPU: products of one input joined into one, and a row of weights per output."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from models.blocks import JOINED
+from models.model import Model
+
+_PARTS = {part: joined for joined, parts in JOINED.items() for part in parts}
+
+
+def fuse(model: Model, params: Any) -> tuple[Model, Any]:
+    """The same model with `fused` parameters; `params` is used up.
+
+    Layers are joined one by one, so that little more than the parameters is in memory at any time.
+    """
+    decoder = params[model.decoder_part]
+    for name in [n for n in decoder if n.startswith("layers_")]:
+        layer = decoder.pop(name)
+        decoder[name] = {n: _fused(part) if n in ("self_attn", "mlp") else part for n, part in layer.items()}
+        jax.block_until_ready(decoder[name])  # else all layers' old and new arrays are alive at once
+    if "lm_head" in params:
+        params["lm_head"] = _joined([params["lm_head"]])
+    return model.clone(fused=True), params
+
+
+def _fused(module: dict[str, Any]) -> dict[str, Any]:
+    """One module of a layer: its products by rows, those of one input together, its norms as they are."""
+    made: dict[str, Any] = {}
+    for name, part in module.items():
+        joined = _PARTS.get(name, name)
+        if "kernel" not in part:
+            made[name] = part
+        elif joined not in made:
+            made[joined] = _joined([module[n] for n in JOINED.get(joined, (name,))])
+    return made
+
+
+def _joined(linears: Sequence[dict[str, Array]]) -> dict[str, Array]:
+    made = {"weight": _rows([linear["kernel"] for linear in linears])}
+    if "bias" in linears[0]:
+        made["bias"] = jnp.concatenate([linear["bias"] for linear in linears])
+    return made
+
+
+@jax.jit
+def _rows(kernels: list[Float[Array, "I _"]]) -> Float[Array, "O I"]:
+    return jnp.concatenate(kernels, axis=1).T

@@ -1,0 +1,26 @@
+"""Where kernels stand for plain JAX: by device and by shape, in this one place. Imports no Pallas: it is slow."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from models.config_parts import DecoderConfig
+
+SLOTS = 64  # of the cache, read at once
+_MOST_ROWS = 64  # beyond it the arithmetic counts, and libraries are better at that
+_WIDTH = 64  # divides every width
+
+
+def decodes_in_kernels(c: DecoderConfig, x: Float[Array, "B T D"], slots: int) -> bool:
+    """Whether kernels take one token of a few rows through a layer: on a GPU, in bfloat16."""
+    widths = (c.hidden_size, c.intermediate_size, c.num_attention_heads * c.head_dim)
+    return (
+        jax.default_backend() == "gpu"
+        and x.dtype == jnp.bfloat16
+        and x.shape[1] == 1
+        and x.shape[0] <= _MOST_ROWS
+        and not c.attention_bias
+        and c.head_dim in (32, 64, 128, 256)
+        and slots % SLOTS == 0
+        and all(width % _WIDTH == 0 for width in widths)
+    )
