@@ -1,117 +1,260 @@
-"""Tokens per second on one checkpoint: streaming, `sample` and, where torch is installed, transformers.
+"""Decoding beside its limit and its peer: tokens per second, and how much of the memory's speed that uses.
 
-    uv run python -m benchmarks.decode [--model embedded] [--new-tokens 128] [--repeats 7]
+    uv run python -m benchmarks.decode model=embedded batch=1,8,32
+    uv run python -m benchmarks.decode shape=qwen3_vl_2b batch=1,8,32 peers=all
+    uv run python -m benchmarks.decode shape=qwen3_vl_2b filled=256,8192 slots=32768
 
-All three answer the same picture and prompt greedily, in float32 on a CPU, and none may end early.
-Each repeat answers with one token, which gives the time to first token (picture and prompt), and with
-all of them; the speed is that of the tokens behind the first. Ratios are taken repeat by repeat.
+`shape=` is a model with random weights that are made on the device. Each case is a batch whose prompts are
+`filled` made-up tokens, in a cache of `slots` (by default as many as are needed). Times are those of
+`new_tokens` steps behind the first token, as they reach the host: by `streaming` (a Python loop over the
+step, one step ahead; at batch 1 `sample_streaming` itself), by `sample`, and by transformers' `generate`
+where torch is installed (`peers=all` adds, on a GPU, its static cache with torch.compile). All take turns.
+
+The limit of a step: the bytes of the decoder's weights (a tied head once; of an untied embedding the rows
+looked up) and of the keys and values that are filled on average, over the memory's bandwidth. That is
+measured before each repeat: on a GPU with a copy of 2 GiB, read and write counted; on a CPU by reading an
+array of the weights' size with numpy, the fastest of three ways by one thread or all. The roof's flat part
+is one large product.
+
+Prints a table; writes decode.json and, with matplotlib, decode.png in `out`.
 """
 
-import argparse
-import importlib.util
-import os
 from collections.abc import Callable
-from functools import partial
-from pathlib import Path
+from dataclasses import asdict, dataclass
+from itertools import product
 from typing import Any
 
 import jax
 import numpy as np
 
-from benchmarks.measure import Spread, interleaved
-from models import load_model
-from models.load import EMBEDDED
-from sample import SamplingConfig, VLMInputs, prepare_inputs, sample, sample_streaming
-from sample.pictures import open_picture
+from benchmarks import limits, records
+from benchmarks.compiles import Compiled, compilations, kept_programs
+from benchmarks.decode_plot import draw_plot
+from benchmarks.drivers import DRAWN, Driver, drivers, prompt_tokens
+from benchmarks.options import run
+from benchmarks.peers import Peer, peer_names, sampling
+from benchmarks.shapes import Subject, subject
+from models.buckets import bucket
+from models.errors import SettingsError
 
-PICTURE = Path(__file__).parents[1] / "examples/imgs/panda_climbing.png"
+_FILLED = {True: 1060, False: 256}  # of a shape, of a checkpoint
 
 
-def transformers_run(
-    directory: Path, inputs: VLMInputs, pixels: np.ndarray, threads: int
-) -> Callable[[int], Any]:
-    """transformers' `generate`, greedy, from the same patches and token ids."""
-    import torch  # noqa: PLC0415  (optional peer)
-    from transformers import Qwen3VLForConditionalGeneration  # noqa: PLC0415
+@dataclass(frozen=True)
+class Options:
+    model: str = ""
+    shape: str = ""
+    batch: tuple[int, ...] = (1,)
+    filled: tuple[int, ...] = ()  # 1,060 for a shape, 256 for a checkpoint
+    slots: tuple[int, ...] = ()
+    new_tokens: int = 128
+    repeats: int = 7
+    dtype: str = ""
+    greedy: bool = True
+    peers: str = "transformers"
+    compiles: bool = True  # tell what a first and a second run compile
+    out: str = "outputs/benchmarks"
 
-    model: Any = Qwen3VLForConditionalGeneration.from_pretrained(directory, dtype=torch.float32).eval()
-    model.generation_config.eos_token_id = None
-    ids = torch.from_numpy(np.asarray(inputs.prompt_tokens, np.int64))
-    arguments = {
-        "input_ids": ids,
-        "attention_mask": torch.ones_like(ids),
-        "mm_token_type_ids": (ids == inputs.image_pad_id).long(),
-        "pixel_values": torch.from_numpy(pixels),
-        "image_grid_thw": torch.from_numpy(np.asarray(inputs.grid_thw, np.int64)),
-    }
 
-    def run(new_tokens: int) -> Any:
-        torch.set_num_threads(threads)
-        with torch.no_grad():
-            return model.generate(
-                **arguments,
-                max_new_tokens=new_tokens,
-                do_sample=False,
-                temperature=None,
-                top_p=None,
-                top_k=None,
+@dataclass(frozen=True)
+class Case:
+    batch: int
+    filled: int
+    slots: int | None
+
+    def __str__(self) -> str:
+        return f"batch {self.batch}, {self.filled} filled" + (f" of {self.slots}" if self.slots else "")
+
+
+def cases(options: Options) -> list[Case]:
+    """All combinations. Raises SettingsError where a buffer does not hold its tokens."""
+    if not all((*options.batch, options.new_tokens, options.repeats)):
+        raise SettingsError("batch, new_tokens and repeats: 0; allowed: whole numbers from 1 up")
+    filled = options.filled or (_FILLED[bool(options.shape)],)
+    slots = options.slots or (None,)
+    made = [Case(*sizes) for sizes in product(options.batch, filled, slots)]
+    for case in made:
+        needed = case.filled + options.new_tokens + 2
+        if case.slots is not None and case.slots < needed:
+            raise SettingsError(
+                f"slots: {case.slots}; allowed: from {needed} up, for {case.filled} filled"
+                f" and new_tokens={options.new_tokens}"
             )
+    return made
 
-    return run
+
+def first_and_second(runs: dict[str, Driver]) -> dict[str, tuple[Compiled, Compiled]]:
+    """What each compiles, and what it does in the next process: between the two, JAX's memory is cleared."""
+    first = {name: compilations(run) for name, run in runs.items()}
+    jax.clear_caches()
+    return {name: (first[name], compilations(run)) for name, run in runs.items()}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--model", default="embedded")
-    parser.add_argument("--new-tokens", type=int, default=128)
-    parser.add_argument("--repeats", type=int, default=7)
-    args = parser.parse_args()
+def prepare(what: Subject, planned: list[Case], options: Options) -> list[dict[str, Driver]]:
+    """Our own contestants, case by case."""
+    return [
+        drivers(what, case.batch, case.filled, case.slots, options.new_tokens, greedy=options.greedy)
+        for case in planned
+    ]
 
-    model, params, processor = load_model(args.model)
-    inputs = prepare_inputs(model, params, processor, images=[PICTURE], prompt="Describe this image")
-    key = jax.random.key(0)
 
-    def config(new_tokens: int) -> SamplingConfig:
-        return SamplingConfig(temperature=0, max_new_tokens=new_tokens)
+def named(planned: list[Case], ours: list[dict[str, Driver]]) -> dict[str, Driver]:
+    """All of them in one."""
+    pairs = zip(planned, ours, strict=True)
+    return {f"{case}, {name}": run for case, runs in pairs for name, run in runs.items()}
 
-    contestants: dict[str, Callable[[int], Any]] = {
-        "streaming": lambda n: list(
-            sample_streaming(model, params, inputs, config(n), key, tokenizer=processor.tokenizer)
-        ),
-        "sample": lambda n: sample(model, params, inputs, config(n), key, tokenizer=processor.tokenizer),
+
+def measure(
+    what: Subject,
+    case: Case,
+    options: Options,
+    ours: dict[str, Driver],
+    peer: Peer | None,
+    bandwidth: Callable[[], float],
+) -> dict[str, Any]:
+    """Seconds per step of each contestant in each repeat, and the bandwidth before it."""
+    contestants = dict(ours)
+    if peer is not None:
+        tokens, how = (
+            prompt_tokens(what, case.batch, case.filled),
+            sampling(None if options.greedy else DRAWN),
+        )
+        for name in peer_names(options.peers):
+            contestants[name] = peer.decode(name, tokens, options.new_tokens, how)
+    for contestant in contestants.values():
+        contestant()
+    rates: list[float] = []
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    for _ in range(options.repeats):
+        rates.append(bandwidth())
+        for name, contestant in contestants.items():
+            seconds[name].append(contestant())
+    return figures(what, case, options, np.array(rates), seconds)
+
+
+def figures(
+    what: Subject, case: Case, options: Options, rates: np.ndarray, seconds: dict[str, list[float]]
+) -> dict[str, Any]:
+    """A case's numbers from its repeats' seconds per step and bytes per second."""
+    filled = case.filled + options.new_tokens / 2  # on average
+    weights = limits.weight_bytes(what.model, case.batch)
+    cache = limits.cache_bytes(what.model, case.batch, filled)
+    slots = bucket(case.slots or case.filled + options.new_tokens + 2, 256)
+    by_name = {}
+    for name, each in seconds.items():
+        taken = np.array(each)
+        by_name[name] = {
+            "tokens_per_second": records.spread(case.batch / taken),
+            "ms_per_token": records.spread(1e3 * taken),
+            "gigabytes_per_second": records.spread((weights + cache) / taken / 1e9),
+            "percent_of_limit": records.spread(100 * (weights + cache) / rates / taken),
+        }
+    return {
+        **asdict(case),
+        "slots": slots,
+        "filled_on_average": filled,
+        "bytes": {"weights": weights, "cache_filled": cache},
+        "cache_buffer_bytes": limits.cache_bytes(what.model, case.batch, slots),
+        "operations_per_step": limits.step_operations(what.model, case.batch, filled),
+        "bandwidth": records.spread(rates),
+        "limit_tokens_per_second": records.spread(case.batch * rates / (weights + cache)),
+        "contestants": by_name,
+        "ratios": ratios({name: np.array(each) for name, each in seconds.items()}),
     }
-    if importlib.util.find_spec("torch"):
-        pixels, _ = processor.images.preprocess([open_picture(PICTURE)])
-        directory = EMBEDDED if args.model == "embedded" else Path(args.model)
-        for threads in sorted({1, os.cpu_count() or 1}):  # where other work runs, one may be the faster
-            contestants[f"transformers, {threads} threads"] = transformers_run(
-                directory, inputs, pixels, threads
-            )
-    lengths = (1, args.new_tokens)
-    runs = {(name, n): partial(run, n) for name, run in contestants.items() for n in lengths}
-    seconds = interleaved(runs, args.repeats)
-    first = {name: seconds[name, 1] for name in contestants}
-    per_token = {
-        name: (seconds[name, args.new_tokens] - first[name]) / (args.new_tokens - 1) for name in contestants
-    }
-    prompt = int(np.asarray(inputs.prompt_tokens).shape[1])
-    device = jax.devices()[0].device_kind
-    print(f"{device}, {args.model}: {prompt} prompt + {args.new_tokens} new tokens, greedy")
-    print(f"median (lowest..highest) of {args.repeats} repeats\n")
-    print("| | tokens/s behind the first | ms per token | one-token answer, ms |\n|---|---|---|---|")
-    for name in contestants:
-        speed, cost = Spread.of(1 / per_token[name]), Spread.of(per_token[name] * 1e3)
-        print(f"| {name} | {speed} | {cost} | {Spread.of(first[name] * 1e3)} |")
-    print(f"\nstreaming / sample: {Spread.of(per_token['sample'] / per_token['streaming'])}")
-    peers = [name for name in contestants if name.startswith("transformers")]
+
+
+def ratios(seconds: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Of speeds, repeat by repeat: streaming over `sample`, and over the fastest peer."""
+    made = {"streaming / sample": records.spread(seconds["sample"] / seconds["streaming"])}
+    peers = [name for name in seconds if name not in ("streaming", "sample")]
     if peers:
-        best = min(peers, key=lambda name: float(np.median(per_token[name])))
-        print(f"streaming / {best} (the faster): {Spread.of(per_token[best] / per_token['streaming'])}")
-    else:
+        best = min(peers, key=lambda name: float(np.median(seconds[name])))
+        made[f"streaming / {best}"] = records.spread(seconds[best] / seconds["streaming"])
+    return made
+
+
+def table(content: dict[str, Any]) -> str:
+    """In Markdown: a row per case and contestant, and below it what else was found."""
+    lines = [
+        "| batch | filled | slots | | tokens/s | ms per token | GB/s | % of the limit |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    below = []
+    for case in content["cases"]:
+        where = f"batch {case['batch']}, {case['filled']} filled of {case['slots']}"
+        for name, found in case["contestants"].items():
+            cells = " | ".join(
+                shown(found[key], digits)
+                for key, digits in (
+                    ("tokens_per_second", 0),
+                    ("ms_per_token", 2),
+                    ("gigabytes_per_second", 1),
+                    ("percent_of_limit", 0),
+                )
+            )
+            lines.append(f"| {case['batch']} | {case['filled']} | {case['slots']} | {name} | {cells} |")
+        limit = f"limit {shown(case['limit_tokens_per_second'], 0)} tokens/s"
+        speed = f"at {shown({k: v / 1e9 for k, v in case['bandwidth'].items() if k != 'repeats'}, 1)} GB/s"
+        made = "; ".join(f"{name} {shown(ratio, 2)}" for name, ratio in case["ratios"].items())
+        below.append(f"{where}: {limit} {speed}; {made}")
+    for name, both in content["compile"].items():
+        first, second = (Compiled(**run) for run in both)
+        below.append(f"{name}: first run {first}; second run {second}")
+    if content["peak_bytes"] is not None:
+        needed = content["parameter_bytes"] + max(case["cache_buffer_bytes"] for case in content["cases"])
+        share = content["peak_bytes"] / needed
+        below.append(
+            f"peak memory {content['peak_bytes'] / 1e9:.2f} GB, {share:.2f} of weights + largest cache"
+        )
+    return "\n".join([*lines, "", *below])
+
+
+def shown(found: dict[str, Any], digits: int) -> str:
+    return f"{found['median']:,.{digits}f} ({found['low']:,.{digits}f}..{found['high']:,.{digits}f})"
+
+
+def benchmark(options: Options) -> dict[str, Any]:
+    """Measure, print, write; returns what it wrote."""
+    planned = cases(options)
+    names = peer_names(options.peers)
+    with kept_programs():
+        what = subject(options.model, options.shape, options.dtype, vision=False)
+        how, bandwidth = limits.bandwidth_meter(limits.weight_bytes(what.model))
+        ours = prepare(what, planned, options)
+        compiled = first_and_second(named(planned, ours)) if options.compiles else {}
+        for run_once in named(planned, ours).values():
+            run_once()
+        peak = records.peak_memory()
+        peer = Peer(what, vision=False) if names else None
+        measured = [
+            measure(what, case, options, runs, peer, bandwidth)
+            for case, runs in zip(planned, ours, strict=True)
+        ]
+        roof = limits.compute_rate(what.model.dtype)
+    content = {
+        "benchmark": "decode",
+        **records.environment(),
+        "options": asdict(options),
+        "dtype": np.dtype(what.model.dtype).name,
+        "bandwidth_is": how,
+        "parameter_bytes": limits.parameter_bytes(what.params),
+        "operations_per_second": roof,
+        "compile": {name: [run._asdict() for run in both] for name, both in compiled.items()},
+        "peak_bytes": peak,  # with a prompt of each case fed and decoded, before anything else is measured
+        "cases": measured,
+    }
+    print(
+        f"{content['device']} ({content['processor']}, {content['cores']} cores), {content['date'][:10]}:"
+        f" {what.name}, {content['dtype']}, {'greedy' if options.greedy else DRAWN}"
+    )
+    print(f"median (lowest..highest) of {options.repeats} repeats of {options.new_tokens} tokens\n")
+    print(table(content))
+    if not names and options.peers != "none":
         print("transformers: torch is not installed, so the peer was not measured")
+    written = [records.write(options.out, "decode", content), draw_plot(options.out, content)]
+    print("written:", ", ".join(str(path) for path in written if path))
+    return content
 
 
 if __name__ == "__main__":
-    main()
+    run(benchmark, Options, __doc__ or "")

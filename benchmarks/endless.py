@@ -28,13 +28,14 @@ import jax.monitoring
 import numpy as np
 from PIL import Image
 
-from benchmarks.decode import PICTURE
 from benchmarks.measure import Spread, interleaved
 from models import LoadedModel, load_model
 from sample import SamplingConfig, StreamConfig, TokenStream, prepare_inputs, sample_streaming
 from sample.endless import EndlessCache
 from sample.pictures import Picture
 from sample.step import DecodeState, decode_step
+
+PICTURE = Path(__file__).parents[1] / "examples/imgs/panda_climbing.png"
 
 TAILS = (256, 1024)
 MOST_RESIDENT = (

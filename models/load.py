@@ -60,7 +60,7 @@ def load_model(
         )
     config_class, model_class = FAMILIES[kind]
     config = config_class.from_dict(content)
-    chosen = _dtype(dtype)
+    chosen = chosen_dtype(dtype)
     model = model_class(config, chosen)
     processor = Processor.from_directory(directory, config)
     params = load_params(directory, model, chosen, progress)
@@ -69,7 +69,8 @@ def load_model(
     return LoadedModel(model, params, processor)
 
 
-def _dtype(dtype: Any) -> Any:
+def chosen_dtype(dtype: Any) -> Any:
+    """float32 on a CPU, bfloat16 elsewhere, or what is asked for; raises SettingsError for other types."""
     if dtype is None:
         return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
     for name, known in DTYPES.items():

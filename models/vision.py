@@ -35,9 +35,10 @@ def encode_vision(
         raise InputError(f"grid_thw: {grid.dtype}{list(grid.shape)}; allowed: integers [pictures, 3], not 0")
     if grid.min() < 1:
         raise InputError(f"grid_thw: {grid.tolist()}; allowed: sizes from 1 up")
-    return _encode(model, params, *model.pack_pictures(pixels, grid.astype(np.int64)))
+    return encode_packed(model, params, *model.pack_pictures(pixels, grid.astype(np.int64)))
 
 
 @partial(jax.jit, static_argnames="model")
-def _encode(model: Model, params: Any, pixel_values: Array, layout: Any) -> VisionEmbeddings:
+def encode_packed(model: Model, params: Any, pixel_values: Array, layout: Any) -> VisionEmbeddings:
+    """`encode_vision` of what `pack_pictures` made."""
     return model.call("encode_vision", params, pixel_values, layout)

@@ -15,7 +15,7 @@ from sample.request import make_request
 from sample.step import EXHAUSTED, StepOutput, decode_steps, prefill, unpack
 from sample.text import TextStream
 
-_STEPS = 64  # steps per program: the host looks at stop strings and interrupts in between
+STEPS = 64  # steps per program: the host looks at stop strings and interrupts in between
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +85,7 @@ def sample(
             break
         ended = np.array([row.finish_reason is not None for row in rows] + padding)
         state, outputs, made = decode_steps(
-            model, params, state, request.sampling, ended, steps=_STEPS, top=request.top
+            model, params, state, request.sampling, ended, steps=STEPS, top=request.top
         )
         _record(rows, unpack(np.asarray(outputs)[: int(made)]))
     return _result(rows)
