@@ -15,7 +15,9 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from models import load_model
 from models.config import Qwen3VLConfig
 from models.errors import SettingsError
+from models.fuse import fuse
 from models.images import ImageSettings
+from models.kernels.choice import on_cuda
 from models.load import EMBEDDED, chosen_dtype
 from models.model import Model
 from models.qwen3_vl import Qwen3VL
@@ -149,6 +151,8 @@ def subject(model: str, shape: str, dtype: str, *, vision: bool) -> Subject:
     if shape:
         made = Qwen3VL(Qwen3VLConfig.from_dict(SHAPES[shape]), chosen_dtype(dtype or None))
         params = random_params(made, vision=vision)
+        if on_cuda():
+            made, params = fuse(made, params)
         return Subject(shape, made, params, None, IMAGES, SHAPES[shape])
     model = model or "embedded"
     found, params, processor = load_model(model, dtype=dtype or None)

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from models.kernels.choice import has_library_attention
+
 BLOCK = 256  # keys per block
 MASKED = jnp.finfo(jnp.float32).min
 
@@ -29,9 +31,12 @@ def causal_attention(
             reads the bound from `slots`, so that the cost follows the filled part, and other devices
             read and mask all S slots.
     """
+    T = q.shape[1]
+    if filled == T and has_library_attention(q):  # all rows begin at slot 0
+        return library_attention(q, k[..., :T], v[:, :, :T], causal=True)
     block = _block_size(v.shape[2], filled)
     bound = jnp.max(slots) + 1 if filled is None else filled
-    blocks = (bound + block - 1) // block
+    blocks = 1 if block == v.shape[2] else (bound + block - 1) // block
 
     def visible(start: Array | int) -> Bool[Array, "B 1 T S"]:
         return (start + jnp.arange(block) <= slots[..., None])[:, None]
@@ -46,6 +51,8 @@ def segment_attention(
     segments: Int[Array, "P"],
 ) -> Float[Array, "1 P H D"]:
     """Each patch attends to all patches of its own segment (a frame of a picture)."""
+    if has_library_attention(q):
+        return library_attention(q, k, v, mask=(segments[:, None] == segments)[None, None])
     block = _largest_block(v.shape[2])
 
     def visible(start: Array | int) -> Bool[Array, "1 1 P S"]:
@@ -59,6 +66,8 @@ def full_attention(
     q: Float[Array, "B T H D"], k: Float[Array, "B H D T"], v: Float[Array, "B H T D"]
 ) -> Float[Array, "B T H D"]:
     """Each patch attends to all patches of its own row (a tile of a picture)."""
+    if has_library_attention(q):
+        return library_attention(q, k, v)
     keys = v.shape[2]
     block = _largest_block(keys)
 
@@ -66,6 +75,19 @@ def full_attention(
         return jnp.ones((1, 1, 1, block), bool)
 
     return _attend(q, k, v, visible, keys // block, block)
+
+
+def library_attention(
+    q: Float[Array, "B T Hq D"],
+    k: Float[Array, "B H D S"],
+    v: Float[Array, "B H S D"],
+    *,
+    causal: bool = False,
+    mask: Bool[Array, "1 1 T S"] | None = None,
+) -> Float[Array, "B T Hq D"]:
+    """cuDNN's."""
+    k, v = k.transpose(0, 3, 1, 2), v.swapaxes(1, 2)
+    return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal, implementation="cudnn")
 
 
 def _largest_block(keys: int) -> int:

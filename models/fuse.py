@@ -1,4 +1,4 @@
-"""A decoder's parameters for a GPU: products of one input joined into one, and a row of weights per output."""
+"""A decoder's parameters for a GPU: products of one input joined, and a row of weights for each output."""
 
 from collections.abc import Sequence
 from typing import Any

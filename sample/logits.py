@@ -6,6 +6,7 @@ top-p, min-p, exact over the whole vocabulary.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -21,9 +22,38 @@ from sample.loops import History, blocked_followers, may_block
 
 HostOrDevice = Array | np.ndarray
 
-_BITS = 2  # decided in each pass of `_select`: one costs as much on a CPU, but twice the passes on a GPU
 _ONE = 2.0**31  # the integer that stands for a probability of 1
 _ROUNDING = 64  # of it: half of float32's last place below 1
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class Wanted:
+    """What at least one row asks for, as far as that is known while tracing: what is False is left out.
+
+    On a CPU the program itself looks whether any row wants a part, and other requests never compile again.
+    A GPU would wait for the host at each such branch: there it is part of the program.
+    """
+
+    noise: bool = True
+    top_k: bool = True
+    top_p: bool = True
+    min_p: bool = True
+    processed: bool = True
+
+    @classmethod
+    def by(cls, configs: Sequence[SamplingConfig]) -> "Wanted":
+        """Of these rows."""
+        if jax.default_backend() == "cpu":
+            return cls()
+        drawing = [config for config in configs if config.temperature > 0]
+        return cls(
+            noise=bool(drawing),
+            top_k=any(config.top_k > 0 for config in drawing),
+            top_p=any(config.top_p < 1 for config in drawing),
+            min_p=any(config.min_p > 0 for config in drawing),
+            processed=any(config.logprobs == "processed" for config in configs),
+        )
 
 
 class SamplingParams(NamedTuple):
@@ -47,6 +77,7 @@ class SamplingParams(NamedTuple):
     no_repeat_ngram_exempt: Int32[HostOrDevice, "B X"]  # -1 is unused
     max_pattern_repeats: Int32[HostOrDevice, " B"]  # 0 is off
     ignore_eos: Bool[HostOrDevice, " B"]
+    wanted: Wanted = Wanted()
 
 
 class LogProbabilities(NamedTuple):
@@ -91,6 +122,7 @@ def sampling_params(configs: Sequence[SamplingConfig], *, vocab_size: int | None
         no_repeat_ngram_exempt=_ragged([c.exempt_ids for c in configs], 4, -1, np.int32),
         max_pattern_repeats=column("max_pattern_repeats", np.int32),
         ignore_eos=column("ignore_eos", bool),
+        wanted=Wanted.by(configs),
     )
 
 
@@ -114,7 +146,7 @@ def allowed_logits(
         params: one row per sequence.
         history: the tokens so far; with none watched, no n-gram is looked for.
     """
-    logits = _where_wanted(params.ignore_eos, partial(_without_eos, params), jnp.asarray(logits))
+    logits = _where_wanted(True, params.ignore_eos, partial(_without_eos, params), jnp.asarray(logits))
     if not history.matched.shape[1]:
         return logits, jnp.zeros(logits.shape[0], bool)
     size, threshold = params.no_repeat_ngram_size, params.no_repeat_ngram_threshold
@@ -124,7 +156,7 @@ def allowed_logits(
         blocked = blocked_followers(history, size, threshold, window, exempt, logits.shape[-1])
         return jnp.where(blocked, -jnp.inf, logits)
 
-    allowed = _where_wanted(may_block(history, size, threshold, window), unlooped, logits)
+    allowed = _where_wanted(True, may_block(history, size, threshold, window), unlooped, logits)
     return allowed, (logits > -jnp.inf).any(-1) & ~(allowed > -jnp.inf).any(-1)
 
 
@@ -156,12 +188,12 @@ def process_logits(
     greedy = (params.temperature <= 0)[:, None]
     scaled = _finite(logits / jnp.where(greedy, 1.0, params.temperature[:, None]))
     drawing = params.temperature > 0
-    for keep, wanted in (
-        (_keep_top_k, params.top_k > 0),
-        (_keep_top_p, params.top_p < 1),
-        (_keep_min_p, params.min_p > 0),
+    for keep, known, wanted in (
+        (_keep_top_k, params.wanted.top_k, params.top_k > 0),
+        (_keep_top_p, params.wanted.top_p, params.top_p < 1),
+        (_keep_min_p, params.wanted.min_p, params.min_p > 0),
     ):
-        scaled = _where_wanted(drawing & wanted, partial(_filtered, keep, params), scaled)
+        scaled = _where_wanted(known, drawing & wanted, partial(_filtered, keep, params), scaled)
     return jnp.where(greedy, logits, scaled)
 
 
@@ -172,9 +204,14 @@ def _filtered(
 
 
 def _where_wanted(
-    wanted: Bool[HostOrDevice, " B"], work: Callable[[Any], Array], given: Float[HostOrDevice, "B *V"]
+    known: bool,
+    wanted: Bool[HostOrDevice, " B"],
+    work: Callable[[Any], Array],
+    given: Float[HostOrDevice, "B *V"],
 ) -> Float[Array, "B *V"]:
-    """`work(given)`, left out on a CPU if no row wants it; a GPU would have to ask the host at the branch."""
+    """`work(given)`, left out if it is `known` that no row wants it, or, on a CPU, if none is found to."""
+    if not known:
+        return jnp.asarray(given)
     if jax.default_backend() != "cpu":
         return work(given)
     return lax.cond(wanted.any(), work, lambda unchanged: unchanged, given)
@@ -255,18 +292,21 @@ def _select(
 
     While the whole row's mass exceeds the budget, t is the order of an entry: the one that crosses it when
     the entries are added up in ascending order. Decides a few bits of t in each of a fixed number of passes:
-    no sort of the vocabulary, and no loop whose length depends on data.
+    no sort of the vocabulary, and no loop whose length depends on data. Two bits cost a CPU as much as one;
+    a GPU pays for each pass, and for the loop.
     """
-    digits = jnp.arange(1, 1 << _BITS, dtype=jnp.uint32)
+    cpu = jax.default_backend() == "cpu"
+    bits = 2 if cpu else 4
+    digits = jnp.arange(1, 1 << bits, dtype=jnp.uint32)
 
     def decide(i, t):
-        shift = (32 - _BITS * (i + 1)).astype(jnp.uint32)
+        shift = jnp.asarray(32 - bits * (i + 1), jnp.uint32)
         candidates = t[:, None, None] + (digits << shift)[None, :, None]
         below = jnp.where(order[:, None, :] < candidates, mass[:, None, :], jnp.uint32(0))
         fits = jnp.sum(below, axis=-1, dtype=jnp.uint32) <= budget[:, None]
         return t + (jnp.sum(fits, axis=-1, dtype=jnp.uint32) << shift)
 
-    return lax.fori_loop(0, 32 // _BITS, decide, jnp.zeros_like(budget))
+    return lax.fori_loop(0, 32 // bits, decide, jnp.zeros_like(budget), unroll=not cpu)
 
 
 def draw(
@@ -292,7 +332,9 @@ def draw(
         return jnp.where(drawing[:, None], scores + noise, scores)
 
     drawing = params.temperature > 0
-    return jnp.argmax(_where_wanted(drawing, noisy, processed), axis=-1).astype(jnp.int32)
+    return jnp.argmax(_where_wanted(params.wanted.noise, drawing, noisy, processed), axis=-1).astype(
+        jnp.int32
+    )
 
 
 def log_probabilities(
@@ -311,9 +353,17 @@ def log_probabilities(
         params: the same as there.
         top_n: static; ties go to the smaller id.
     """
-    chosen = jax.nn.log_softmax(jnp.where(params.processed_logprobs[:, None], processed, logits))
+    chosen = logits
+    if params.wanted.processed:
+        chosen = jnp.where(params.processed_logprobs[:, None], processed, logits)
+    chosen = jax.nn.log_softmax(chosen)
     token = _at(chosen, tokens)
-    raw = _where_wanted(params.processed_logprobs, lambda _: _at(jax.nn.log_softmax(logits), tokens), token)
+    raw = _where_wanted(
+        params.wanted.processed,
+        params.processed_logprobs,
+        lambda _: _at(jax.nn.log_softmax(logits), tokens),
+        token,
+    )
     top, top_ids = lax.top_k(chosen, top_n)
     return LogProbabilities(token, raw, top_ids, top)
 

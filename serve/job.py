@@ -9,7 +9,7 @@ import numpy as np
 from models.errors import SettingsError
 from models.model import Model
 from sample.config import SamplingConfig
-from sample.logits import SamplingParams, sampling_params
+from sample.logits import SamplingParams, Wanted, sampling_params
 from sample.outcome import Alternatives, FinishReason, alternatives, finish_reason
 from sample.step import EXHAUSTED, StepOutput
 from sample.stream_config import StreamConfig
@@ -210,6 +210,7 @@ def sampling_row(model: Model, config: EngineConfig, asked: SamplingConfig) -> S
     """One row of what `asked` says, in arrays of the engine's widths, on the host."""
     params = sampling_params([asked], vocab_size=model.vocab_size)
     return params._replace(
+        wanted=Wanted(),  # whatever the other rows ask for: one program for all of them
         bias_ids=_widened(params.bias_ids, config.logit_biases, -1),
         bias_values=_widened(params.bias_values, config.logit_biases, 0),
         eos_ids=_widened(params.eos_ids, config.token_ids, -1),

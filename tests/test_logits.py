@@ -323,7 +323,7 @@ def test_log_probabilities_raw_and_processed():
 
 def test_usual_requests_share_one_shape():
     shapes = {
-        tuple(leaf.shape for leaf in sampling_params([config]))
+        tuple(leaf.shape for leaf in jax.tree.leaves(sampling_params([config])))
         for config in (
             SamplingConfig(),
             SamplingConfig(eos_id=(1, 2, 3, 4), logit_bias=dict.fromkeys(range(16), 1.0)),

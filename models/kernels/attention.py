@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 from models.kernels.choice import SLOTS
 from models.kernels.launch import launch
 
-_PROGRAMS = 256  # about two for each of a GPU's processors
+_PROGRAMS = 512  # about four for each of a GPU's processors
 _FEWEST = 16  # rows of a product on tensor cores
 _MASKED = -1e30
 
@@ -103,6 +103,25 @@ def _attend(shape: _Shape, eps: float | None, *refs: Any) -> None:
     padded = max(_FEWEST, pl.next_power_of_2(group))
     turn = partial(_turned, cos[row, :], sin[row, :], eps)
 
+    blocks = (length + SLOTS - 1) // SLOTS
+    each = (blocks + splits - 1) // splits
+    start, end = split * each, jnp.minimum(split * each + each, blocks)
+
+    def visible(i: Array) -> Array:
+        return i * SLOTS + jnp.arange(SLOTS) < jnp.where(i < end, length, 0)
+
+    def block(i: Array) -> tuple[Array, Array, Array]:
+        at = pl.ds(i * SLOTS, SLOTS)
+        seen = jnp.broadcast_to(visible(i)[:, None], (SLOTS, D))
+        return (
+            triton.load(keys.at[row, head, pl.ds(0, half), at]),
+            triton.load(keys.at[row, head, pl.ds(half, half), at]),
+            triton.load(values.at[row, head, at, pl.ds(0, D)], mask=seen, other=0),
+        )
+
+    first = jnp.minimum(start, keys.shape[3] // SLOTS - 1)
+    ahead = block(first)  # on its way while queries and key are made
+
     def halves(heads: Array) -> tuple[Array, Array]:
         at = heads[:, None]
         return triton.load(qkv.at[row, at, low[None]]), triton.load(qkv.at[row, at, high[None]])
@@ -122,30 +141,23 @@ def _attend(shape: _Shape, eps: float | None, *refs: Any) -> None:
         return x.astype(jnp.float32)
 
     own = (float32(q_low) * float32(k_low) + float32(q_high) * float32(k_high)).sum(1) * D**-0.5
-    first = split == 0  # that of the new token itself; its slot is read by no one
-    top = jnp.where(first, own, jnp.full((padded,), _MASKED))
-    total = jnp.where(first, jnp.ones((padded,)), jnp.zeros((padded,)))
-    mixed = jnp.where(first, jnp.broadcast_to(float32(value)[None], (padded, D)), jnp.zeros((padded, D)))
+    new = split == 0  # this one adds the new token itself; its slot is read by no one
+    top = jnp.where(new, own, jnp.full((padded,), _MASKED))
+    total = jnp.where(new, jnp.ones((padded,)), jnp.zeros((padded,)))
+    mixed = jnp.where(new, jnp.broadcast_to(float32(value)[None], (padded, D)), jnp.zeros((padded, D)))
 
-    def block(i: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        top, total, mixed = carry
-        at = pl.ds(i * SLOTS, SLOTS)
-        there = i * SLOTS + jnp.arange(SLOTS) < length
-        scores = pl.dot(q_low, triton.load(keys.at[row, head, pl.ds(0, half), at]))
-        scores += pl.dot(q_high, triton.load(keys.at[row, head, pl.ds(half, half), at]))
-        scores = jnp.where(there[None], scores * D**-0.5, _MASKED)
+    def add(
+        i: Array, seen: tuple[Array, Array, Array], carry: tuple[Array, Array, Array]
+    ) -> tuple[Array, Array, Array]:
+        (low, high, v), (top, total, mixed) = seen, carry
+        scores = jnp.where(visible(i)[None], (_dot(q_low, low) + _dot(q_high, high)) * D**-0.5, _MASKED)
         new_top = jnp.maximum(top, scores.max(1))
         weights, fade = jnp.exp(scores - new_top[:, None]), jnp.exp(top - new_top)
-        seen = triton.load(
-            values.at[row, head, at, pl.ds(0, D)], mask=jnp.broadcast_to(there[:, None], (SLOTS, D)), other=0
-        )
-        update = pl.dot(weights.astype(seen.dtype), seen)
+        update = _dot(weights.astype(v.dtype), v)
         return new_top, total * fade + weights.sum(1), mixed * fade[:, None] + update
 
-    blocks = (length + SLOTS - 1) // SLOTS
-    each = (blocks + splits - 1) // splits
-    end = jnp.minimum(split * each + each, blocks)
-    top, total, mixed = jax.lax.fori_loop(split * each, end, block, (top, total, mixed))
+    carry = add(first, ahead, (top, total, mixed))
+    top, total, mixed = jax.lax.fori_loop(start + 1, end, lambda i, c: add(i, block(i), c), carry)
     heads, real = head * group + jnp.arange(padded), jnp.arange(padded) < group
     whole = jnp.broadcast_to(real[:, None], (padded, D))
     triton.store(mixed_out.at[row, heads[:, None], split, jnp.arange(D)[None]], mixed, mask=whole)
@@ -153,10 +165,14 @@ def _attend(shape: _Shape, eps: float | None, *refs: Any) -> None:
     triton.store(sums_out.at[row, heads, split, 1], total, mask=real)
 
 
+def _dot(a: Array, b: Array) -> Array:
+    return jax.lax.dot_general(a, b, (((1,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+
+
 def _turned(
     cos: Array, sin: Array, eps: float | None, low: Array, high: Array, scale: Any
 ) -> tuple[Array, Array]:
-    """Both halves of heads behind their norm, if they have one, and their rotation, rounded as in the layer."""
+    """Both halves of heads behind their norm, if they have one, and the rotation; rounded as in the layer."""
     dtype, half = low.dtype, low.shape[1]
     low, high = low.astype(jnp.float32), high.astype(jnp.float32)
     if eps is not None:

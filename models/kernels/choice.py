@@ -1,4 +1,6 @@
-"""Where kernels stand for plain JAX: by device and by shape, in this one place. Imports no Pallas: it is slow."""
+"""Where kernels stand for plain JAX: by device and shape, here alone. Pallas, slow to import, is left out."""
+
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +13,22 @@ _MOST_ROWS = 64  # beyond it the arithmetic counts, and libraries are better at 
 _WIDTH = 64  # divides every width
 
 
+@cache
+def on_cuda() -> bool:
+    """Whether the device is NVIDIA's, for which the kernels are written."""
+    return jax.default_backend() == "gpu" and "cuda" in jax.devices()[0].client.platform_version
+
+
+def has_library_attention(q: Float[Array, "B T H D"]) -> bool:
+    """Whether cuDNN has attention for these queries."""
+    return on_cuda() and q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[-1] % 8 == 0
+
+
 def decodes_in_kernels(c: DecoderConfig, x: Float[Array, "B T D"], slots: int) -> bool:
     """Whether kernels take one token of a few rows through a layer: on a GPU, in bfloat16."""
     widths = (c.hidden_size, c.intermediate_size, c.num_attention_heads * c.head_dim)
     return (
-        jax.default_backend() == "gpu"
+        on_cuda()
         and x.dtype == jnp.bfloat16
         and x.shape[1] == 1
         and x.shape[0] <= _MOST_ROWS

@@ -9,6 +9,11 @@ from jax.experimental.pallas import triton
 from jaxtyping import Array
 
 
+def interpreted() -> bool:
+    """Whether kernels are run without a GPU."""
+    return jax.default_backend() != "gpu"
+
+
 def launch(
     kernel: Callable[..., None],
     out: Any,
@@ -26,12 +31,12 @@ def launch(
         stages: how far a loop's loads run ahead.
         aliases: outputs that are written in place of an operand, as {operand: output}.
     """
-    interpreted = jax.default_backend() != "gpu"
+    steps = interpreted()
     return pl.pallas_call(
         kernel,
         out_shape=out,
         grid=grid,
         input_output_aliases=dict(aliases or {}),
-        interpret=interpreted,
-        compiler_params=None if interpreted else triton.CompilerParams(num_warps=warps, num_stages=stages),
+        interpret=steps,
+        compiler_params=None if steps else triton.CompilerParams(num_warps=warps, num_stages=stages),
     )(*operands)

@@ -1,15 +1,16 @@
-"""Products of a few rows with a large matrix, `[out, in]`: what comes before and behind is part of the kernel.
+"""One row times a large matrix `[out, in]`, with what comes before and behind it in one kernel.
 
-Each program has some rows of the weights, which are read once. One row of activations is multiplied on the
-ordinary cores, several on the tensor cores. Roundings are those of the layer: to the activations' dtype behind
-the norm, the product, and the sum.
+All time goes into reading the matrix: each program has some of its rows, and their first weights are on the
+way before the row is read. Several rows are left to XLA's products, which measured faster than ours
+(benchmarks/README.md). Roundings are those of the layer: to the activations' dtype behind the norm, the
+product and the sum.
 """
 
-from collections.abc import Callable
 from functools import partial
 from math import gcd
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
@@ -18,32 +19,108 @@ from jaxtyping import Array, Float
 
 from models.kernels.launch import launch
 
-_FEWEST = 16  # rows of a product on tensor cores
-
 
 class Tiles(NamedTuple):
-    """How a product is cut: `rows` of the weights for each program, `width` of them at once."""
+    """How a product is cut: `rows` of the matrix for each program, `width` of their weights at a time."""
 
     rows: int
     width: int
     warps: int
-    stages: int
+
+
+USUAL = Tiles(8, 512, 4)
+TILES = {  # measured on an H200, by kind and columns of the matrix
+    ("product", 4096): Tiles(4, 1024, 8),
+    ("gated", 4096): Tiles(4, 1024, 4),
+    ("onto", 2048): Tiles(8, 2048, 4),
+    ("onto", 4096): Tiles(8, 1024, 4),
+    ("onto", 6144): Tiles(4, 2048, 4),
+    ("onto", 12288): Tiles(4, 1024, 8),
+}
 
 
 def product(
     x: Float[Array, "B I"], weight: Float[Array, "O I"], scale: Float[Array, "I"], eps: float
 ) -> Float[Array, "B O"]:
     """`rms_norm(x) @ weight.T`."""
-    return _launch(partial(_normed, eps), _as_it_is, 1, x, weight, scale)
-
-
-def onto(residual: Float[Array, "B O"], x: Float[Array, "B I"], weight: Float[Array, "O I"]) -> Float[Array, "B O"]:
-    """`residual + x @ weight.T`."""
-    return _launch(_unnormed, _added, 1, x, weight, residual)
+    if x.shape[0] == 1:
+        return _launch("product", 1, eps, x, scale, weight)
+    return _plain(_normed(x, scale, eps), weight)
 
 
 def gated(
     x: Float[Array, "B I"], weight: Float[Array, "twice_O I"], scale: Float[Array, "I"], eps: float
 ) -> Float[Array, "B O"]:
-    """`silu(rms_norm(x) @ gate.T) * (rms_norm(x) @ up.T)`, with the weights of both below one another."""
-    return _launch(partial(_normed, eps), _gated, 2, x, weight, scale)
+    """`silu(rms_norm(x) @ gate.T) * (rms_norm(x) @ up.T)`; `weight` is `gate` above `up`."""
+    if x.shape[0] == 1:
+        return _launch("gated", 2, eps, x, scale, weight)
+    gate, up = jnp.split(_plain(_normed(x, scale, eps), weight), 2, axis=1)
+    return nn.silu(gate) * up
+
+
+def onto(
+    residual: Float[Array, "B O"], x: Float[Array, "B I"], weight: Float[Array, "O I"]
+) -> Float[Array, "B O"]:
+    """`residual + x @ weight.T`."""
+    if x.shape[0] == 1:
+        return _launch("onto", 1, None, x, residual, weight)
+    return residual + _plain(x, weight)
+
+
+def _plain(x: Float[Array, "B I"], weight: Float[Array, "O I"]) -> Float[Array, "B O"]:
+    return jnp.matmul(x, weight.T)
+
+
+def _normed(x: Float[Array, "B I"], scale: Float[Array, "I"], eps: float) -> Float[Array, "B I"]:
+    wide = x.astype(jnp.float32)
+    normed = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
+    return normed.astype(x.dtype) * scale
+
+
+def _launch(kind: str, parts: int, eps: float | None, x: Array, extra: Array, weight: Array) -> Array:
+    outputs, inputs = weight.shape[0] // parts, weight.shape[1]
+    rows, width, warps = TILES.get((kind, inputs), USUAL)
+    tiles = Tiles(gcd(rows, outputs), gcd(width, inputs), warps)
+    return launch(
+        partial(_program, tiles, parts, eps),
+        jax.ShapeDtypeStruct((1, outputs), x.dtype),
+        (outputs // tiles.rows,),
+        x.reshape(-1),
+        extra.reshape(-1),
+        weight,
+        warps=warps,
+    )
+
+
+def _program(tiles: Tiles, parts: int, eps: float | None, x: Any, extra: Any, weight: Any, out: Any) -> None:
+    """Some outputs. `extra` is the scale of the norm where there is an `eps`, and else the residual."""
+    outputs, inputs = out.shape[1], weight.shape[1]
+    own = pl.program_id(0) * tiles.rows
+    columns = [pl.ds(start, tiles.width) for start in range(0, inputs, tiles.width)]
+
+    def weights(column: Any) -> list[Array]:
+        return [
+            triton.load(weight.at[pl.ds(part * outputs + own, tiles.rows), column]) for part in range(parts)
+        ]
+
+    ahead = weights(columns[0])
+    row = [x[column].astype(jnp.float32) for column in columns]
+    if eps is not None:
+        factor = jax.lax.rsqrt(sum((part * part).sum() for part in row) / inputs + eps)
+        scales = [extra[column] for column in columns]
+        row = [
+            ((part * factor).astype(x.dtype) * scale).astype(jnp.float32)
+            for part, scale in zip(row, scales, strict=True)
+        ]
+    sums = [jnp.zeros((tiles.rows, tiles.width)) for _ in range(parts)]
+    for i, part in enumerate(row):
+        found = ahead if i == 0 else weights(columns[i])
+        sums = [total + w.astype(jnp.float32) * part[None] for total, w in zip(sums, found, strict=True)]
+    rounded = [total.sum(1).astype(x.dtype).astype(jnp.float32) for total in sums]
+    if parts == 2:
+        made = rounded[0] / (1 + jnp.exp(-rounded[0])) * rounded[1]
+    elif eps is None:
+        made = rounded[0] + extra[pl.ds(own, tiles.rows)].astype(jnp.float32)
+    else:
+        made = rounded[0]
+    out[0, pl.ds(own, tiles.rows)] = made.astype(out.dtype)

@@ -1,0 +1,129 @@
+"""Kernels, interpreted, against the plain layer; and that they can be lowered for a GPU at real sizes."""
+
+from functools import partial
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from models.cache import write_keys, write_values
+from models.config_parts import DecoderConfig
+from models.decoder import DecoderLayer
+from models.kernels import launch
+from models.kernels.attention import decode_attention
+from models.kernels.choice import decodes_in_kernels
+from models.kernels.layer import decode_layer
+
+SLOTS = 128
+
+
+class NormedConfig(DecoderConfig):
+    """With RMS norms on queries and keys."""
+
+    qk_norm: ClassVar[bool] = True
+
+
+def config(kind=NormedConfig, **sizes):
+    given = {
+        "vocab_size": 64,
+        "hidden_size": 64,
+        "intermediate_size": 192,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "max_position_embeddings": 1024,
+        "rope_theta": 1e4,
+    }
+    return kind(**given | sizes)
+
+
+def layer_case(c, batch, dtype, seed=0):
+    """A fused layer's parameters, and what a step hands to it."""
+    key = partial(jax.random.fold_in, jax.random.key(seed))
+    x = jax.random.normal(key(0), (batch, 1, c.hidden_size), dtype)
+    angles = jax.random.uniform(key(1), (batch, 1, c.head_dim // 2), maxval=6.0)
+    filled = jnp.array([37, 0, 64, 127][:batch], jnp.int32)
+    buffers = (
+        jax.random.normal(key(2), (batch, c.num_key_value_heads, c.head_dim, SLOTS), dtype),
+        jax.random.normal(key(3), (batch, c.num_key_value_heads, SLOTS, c.head_dim), dtype),
+    )
+    shapes = jax.eval_shape(DecoderLayer(c, True).init, key(4), x, angles, filled, buffers, None)["params"]
+    leaves, tree = jax.tree.flatten(shapes)
+    made = [jax.random.normal(key(5 + i), leaf.shape, dtype) * 0.3 for i, leaf in enumerate(leaves)]
+    return jax.tree.unflatten(tree, made), x, angles, filled, buffers
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize(
+    "sizes", [{}, {"kind": DecoderConfig, "num_attention_heads": 2}], ids=["normed", "plain"]
+)
+def test_a_layer_in_kernels_is_the_plain_layer(batch, sizes):
+    c = config(**sizes)
+    params, *given = layer_case(c, batch, jnp.float32)
+    wanted, (keys, values) = DecoderLayer(c, True).apply({"params": params}, *given, None)
+    got, (new_keys, new_values) = decode_layer(c, params, *given)
+    np.testing.assert_allclose(got, wanted, rtol=2e-5, atol=2e-5)
+    np.testing.assert_allclose(new_keys, keys, atol=1e-6)
+    np.testing.assert_allclose(new_values, values, atol=1e-6)
+
+
+def test_it_rounds_where_the_layer_rounds():
+    c = config()
+    params, *given = layer_case(c, 1, jnp.bfloat16)
+    wanted, _ = DecoderLayer(c, True).apply({"params": params}, *given, None)
+    got, _ = decode_layer(c, params, *given)
+    apart = np.abs(np.asarray(got - wanted, np.float32)).max()
+    assert apart <= 2**-6 * np.abs(np.asarray(wanted, np.float32)).max()
+
+
+@pytest.mark.parametrize("filled", [0, 1, 63, 64, 65, 127])
+def test_attention_reads_the_filled_slots_and_no_others(filled):
+    key = partial(jax.random.fold_in, jax.random.key(filled))
+    qkv = jax.random.normal(key(0), (1, 8 * 32))
+    keys, values = jax.random.normal(key(1), (1, 2, 32, SLOTS)), jax.random.normal(key(2), (1, 2, SLOTS, 32))
+    angles = jnp.zeros((1, 16))
+    length = jnp.array([filled], jnp.int32)
+    clean, *_ = decode_attention(qkv, None, angles, length, keys, values, 1e-6)
+    behind = np.arange(SLOTS) >= filled
+    keys, values = jnp.where(behind, jnp.nan, keys), jnp.where(behind[:, None], jnp.nan, values)
+    poisoned, keys, values = decode_attention(qkv, None, angles, length, keys, values, 1e-6)
+    assert np.array_equal(clean, poisoned)
+    assert np.isfinite(keys[..., : filled + 1]).all()
+    heads = qkv.reshape(1, 1, 8, 32)
+    assert np.array_equal(keys, write_keys(keys, heads[:, :, 4:6], length), equal_nan=True)
+    assert np.array_equal(values, write_values(values, heads[:, :, 6:], length), equal_nan=True)
+
+
+@pytest.mark.parametrize("batch", [1, 32])
+def test_real_sizes_are_lowered_for_a_gpu(batch, monkeypatch):
+    c = config(
+        hidden_size=2048,
+        intermediate_size=6144,
+        num_attention_heads=16,
+        num_key_value_heads=8,
+        head_dim=128,
+    )
+
+    def shape(*sizes, dtype=jnp.bfloat16):
+        return jax.ShapeDtypeStruct(sizes, dtype)
+
+    x, angles, filled = (
+        shape(batch, 1, 2048),
+        shape(batch, 1, 64, dtype=jnp.float32),
+        shape(batch, dtype=jnp.int32),
+    )
+    buffers = (shape(batch, 8, 128, 2048), shape(batch, 8, 2048, 128))
+    layer = DecoderLayer(c, True)
+    params = jax.eval_shape(layer.init, jax.random.key(0), x, angles, filled, buffers, None)["params"]
+    params = jax.tree.map(lambda leaf: shape(*leaf.shape), params)
+    monkeypatch.setattr(launch, "interpreted", lambda: False)
+    traced = jax.jit(partial(decode_layer, c), donate_argnums=4).trace(params, x, angles, filled, buffers)
+    text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    assert text.count("xla.gpu.triton") == (6 if batch == 1 else 2)
+
+
+def test_a_cpu_has_no_kernels():
+    assert not decodes_in_kernels(config(), jnp.zeros((1, 1, 64), jnp.bfloat16), 2048)
