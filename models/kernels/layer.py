@@ -27,7 +27,7 @@ def decode_layer(
     norms = (attention["q_norm"]["scale"], attention["k_norm"]["scale"]) if c.qk_norm else None
     row = x[:, 0]
     qkv = product(row, attention["qkv_proj"]["weight"], params["input_layernorm"]["scale"], eps)
-    mixed, *buffers = decode_attention(qkv, norms, angles[:, 0], start, *buffers, eps)
+    mixed, keys, values = decode_attention(qkv, norms, angles[:, 0], start, *buffers, eps)
     row = onto(row, mixed, attention["o_proj"]["weight"])
     wide = gated(row, mlp["gate_up_proj"]["weight"], params["post_attention_layernorm"]["scale"], eps)
-    return onto(row, wide, mlp["down_proj"]["weight"])[:, None], tuple(buffers)
+    return onto(row, wide, mlp["down_proj"]["weight"])[:, None], (keys, values)
