@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 DONE, FAILED, WRONG, CLOSED_PIPE = 0, 1, 2, 141  # 141: 128 + SIGPIPE, the shell's convention
 _COMPUTING = {"summary", "engine"}  # the names of threads that may be in compiled code
-# Objects between collections: imports and tracing make a million that stay, and looking for garbage among them,
-# 700 times by Python's own thresholds, takes a tenth of the time to the first token.
+# Objects between collections: imports and tracing make a million that stay, and looking for garbage among
+# them, 700 times by Python's own thresholds, takes a tenth of the time to the first token.
 _COLLECTIONS = (100_000, 20, 100)
 _LONGEST_LINE = 1000  # characters; the device's own reports of a full memory run to pages
 
