@@ -155,13 +155,16 @@ class TokenStream(Iterator[Token]):
             self._finish("cancelled")
 
     def _next_output(self, request: Request) -> tuple[StepOutput, Reseed | None]:
-        """Dispatch the step behind the one that is waited for, so that the device is never idle."""
+        """Dispatch the step behind the one that is waited for, so that the device is never idle.
+
+        Not behind the prefill: the first token would wait for the step to be dispatched, or compiled.
+        """
         entered = time.perf_counter()
         if self._failure is not None:
             raise self._failure
         ahead = self._ahead or self._dispatch(request)
         self._ahead = None
-        if self._dispatched < self._config.max_new_tokens:
+        if 1 < self._dispatched < self._config.max_new_tokens:
             try:
                 self._ahead = self._dispatch(request)
             except RuntimeError as error:  # JAX's kind, for the device; the token before it is whole
