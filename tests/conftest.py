@@ -72,10 +72,10 @@ def tiny(tiny_directory: Callable[..., Path]) -> Callable[..., LoadedModel]:
 
 @pytest.fixture(scope="session")
 def env(pytestconfig: pytest.Config) -> dict[str, str]:
-    """Of processes that share what they compile with one another, and with later runs."""
-    from tests.commands import environment
+    """Of processes that share what they compile with one another, with the tests, and with later runs."""
+    from tests.servers import warm_environment
 
-    return environment(pytestconfig.cache.mkdir("commands"))
+    return warm_environment(pytestconfig.cache.mkdir("commands"))
 
 
 @pytest.fixture(scope="session")

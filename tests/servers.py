@@ -11,7 +11,8 @@ from pathlib import Path
 
 import httpx
 
-from tests.commands import environment, start
+from tests.commands import environment
+from tests.forks import Fork, start
 from tests.programs import PROGRAMS
 
 SMALL = (
@@ -42,7 +43,7 @@ _LONGEST_START = 300  # seconds; all programs may have to be compiled
 class Server:
     """A process of `run_server.py`; `url` is where it listens."""
 
-    def __init__(self, process: subprocess.Popen) -> None:
+    def __init__(self, process: Fork | subprocess.Popen) -> None:
         self.process, self.url = process, ""
         self.lines: list[str] = []
         threading.Thread(target=self._read, daemon=True).start()
