@@ -5,14 +5,15 @@ import re
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 
+from tests import forks
 from tests.commands import environment
-from tests.forks import Fork, start
 from tests.programs import PROGRAMS
 
 SMALL = (
@@ -43,7 +44,7 @@ _LONGEST_START = 300  # seconds; all programs may have to be compiled
 class Server:
     """A process of `run_server.py`; `url` is where it listens."""
 
-    def __init__(self, process: Fork | subprocess.Popen) -> None:
+    def __init__(self, process: forks.Fork | subprocess.Popen) -> None:
         self.process, self.url = process, ""
         self.lines: list[str] = []
         threading.Thread(target=self._read, daemon=True).start()
@@ -100,8 +101,9 @@ def running(
     *settings: str,
     wait: bool = True,
     script: tuple[str, ...] = ("run_server.py",),
+    start: Callable[..., Any] = forks.start,
 ) -> Iterator[Server]:
-    """A server of its own, ended behind the block."""
+    """A server of its own, ended behind the block; a fork, or by `start` a process from nothing."""
     process = start(*script, f"model.name={model}", *settings, cwd=Path(os.curdir), env=env)
     try:
         server = Server(process)

@@ -8,15 +8,14 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from tests.servers import SMALL, Server, running, warm_environment
+from tests.servers import SMALL, Server, running
 from tests.test_server import asked, told
 
 
 @pytest.fixture(scope="module")
-def server(tiny_directory, tmp_path_factory) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("attacks")
+def server(tiny_directory, env) -> Iterator[Server]:
     settings = (*SMALL, "serve.request_ms=700", "limits.new_tokens=20")
-    with running(tiny_directory(), warm_environment(folder), *settings) as server:
+    with running(tiny_directory(), env, *settings) as server:
         yield server
 
 

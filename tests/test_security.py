@@ -18,7 +18,7 @@ from cli.serving import hub_config
 from conf.serve import ServerSettings
 from models.errors import SettingsError
 from serve.rpc import messages
-from tests.servers import SMALL, Server, running, warm_environment
+from tests.servers import SMALL, Server, running
 from tests.test_server import asked, data_url, expected, picture, told
 
 KEYS = {"first": "first-key-0123456789", "second": "second-key-0123456789", "seldom": "seldom-key-0123456789"}
@@ -39,20 +39,18 @@ LIMITS = (
 
 
 @pytest.fixture(scope="module")
-def server(tiny_directory, tmp_path_factory) -> Iterator[Server]:
+def server(tiny_directory, env, tmp_path_factory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("security")
     (folder / "keys").write_text("\n".join(KEYS.values()))
     settings = (*SMALL, *LIMITS, f"serve.keys_file={folder / 'keys'}")
-    with running(tiny_directory(), warm_environment(folder), *settings) as server:
+    with running(tiny_directory(), env, *settings) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
-def open_server(tiny_directory, tmp_path_factory) -> Iterator[Server]:
+def open_server(tiny_directory, env) -> Iterator[Server]:
     """Without keys and rates, so that there may be many requests."""
-    with running(
-        tiny_directory(), warm_environment(tmp_path_factory.mktemp("open")), *SMALL, *LIMITS[1:]
-    ) as server:
+    with running(tiny_directory(), env, *SMALL, *LIMITS[1:]) as server:
         yield server
 
 

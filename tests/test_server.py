@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 from sample import SamplingConfig, prepare_inputs, sample
+from tests import commands
 from tests.servers import SMALL, Server, running
 
 
@@ -350,7 +351,7 @@ def test_metrics_add_up(server, client):
 
 
 def test_sigterm_lets_streams_end_and_takes_no_new_ones(tiny_directory, env, server):
-    with running(tiny_directory(), env, *SMALL, wait=False) as own:
+    with running(tiny_directory(), env, *SMALL, wait=False, start=commands.start) as own:
         loading = httpx.post(f"{own.url}/v1/stream", json={"messages": asked("a")})
         assert loading.status_code == 503 or own.health()["rows"]
         own.wait_for("^ready")
