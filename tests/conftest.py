@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from jaxtyping import install_import_hook
@@ -43,6 +44,13 @@ from models import LoadedModel, load_model  # noqa: E402
 from tests.tiny import tiny_checkpoint  # noqa: E402
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from tests.scheduling import Together
+
+    return Together(config, log)
+
+
 @pytest.fixture(scope="session")
 def tiny_directory(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """`tiny_directory(variant, dialect)`: a checkpoint's folder, written once."""
@@ -76,6 +84,18 @@ def env(pytestconfig: pytest.Config) -> dict[str, str]:
     from tests.servers import warm_environment
 
     return warm_environment(pytestconfig.cache.mkdir("commands"))
+
+
+@pytest.fixture(scope="session")
+def engine(tiny: Callable[..., LoadedModel]) -> Iterator:
+    """An engine for all tests that need no other."""
+    from serve.engine import Engine
+    from tests.engines import SIZES
+
+    engine = Engine(tiny(), SIZES)
+    engine.start()
+    yield engine
+    engine.close()
 
 
 @pytest.fixture(scope="session")

@@ -10,12 +10,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from sample import SamplingConfig
-from serve import batch as batch_module
-from serve.engine import Engine
 from serve.rpc import messages
 from tests.servers import Server
-from tests.test_engine import SIZES, Reader, words
 from tests.test_rpc import Client as RpcClient
 from tests.test_rpc import long as rpc_long
 from tests.test_server import LONG, SETTINGS, asked, expected, raw, stream, told, until
@@ -43,33 +39,6 @@ def test_who_goes_while_queued_is_never_prefilled(server: Server):
     assert told(stream(server))[-1]["event"] == "end"
     until(lambda: server.metrics()["saccade_streams_active"] == 0)
     assert server.metrics()["saccade_stream_ttft_seconds_count"] == begun + 4 + 1
-
-
-def test_who_goes_while_decoding_takes_at_most_the_step_that_is_on_its_way(tiny, monkeypatch):
-    steps: list[int] = []
-    original = batch_module.decode_step
-    engine = Engine(tiny(), SIZES)
-
-    class Leaving(Reader):
-        def push(self, piece) -> None:
-            super().push(piece)
-            self.closed = len(self.pieces) == 10
-
-    monkeypatch.setattr(
-        batch_module,
-        "decode_step",
-        lambda *a, **k: (steps.append(int(a[4].sum())), original(*a, **k))[1],
-    )
-    engine.start()
-    steps.clear()
-    leaving, neighbour = Leaving(), Reader()
-    engine.submit(words(9), SamplingConfig(seed=1, max_new_tokens=100), neighbour)
-    until(lambda: neighbour.pieces)
-    engine.submit(words(9), SamplingConfig(seed=1, max_new_tokens=100), leaving)
-    neighbour.wait()
-    engine.close()
-    assert leaving.closed
-    assert sum(rows - 1 for rows in steps if rows == 2) <= 10  # nine tokens behind the first, and one ahead
 
 
 def by_http(path: str):

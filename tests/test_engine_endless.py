@@ -10,10 +10,9 @@ from sample import SamplingConfig, StreamConfig, prepare_inputs, sample_streamin
 from serve import prefill as prefill_module
 from serve.engine import Engine
 from serve.prompt import PreparedPrompt
+from tests.engines import Broken, Reader, about, crowd, expected, picture, until, words
 from tests.test_compiles import compilations
-from tests.test_engine import Broken, Reader, about, crowd, engine, expected, picture, until, words
 
-__all__ = ["engine"]  # a fixture
 LONG = 300  # tokens
 SAMPLING = {"temperature": 1.2, "ignore_eos": True, "no_repeat_ngram_size": 4, "max_new_tokens": LONG}
 

@@ -36,7 +36,7 @@ from sample.request import make_request
 from sample.step import EXHAUSTED, Prompt, decode_step, prefill, unpack
 from sample.text import decode
 from tests.test_compiles import compilations
-from tests.tiny import tiny_config
+from tests.tiny import random_params, tiny_config
 from tests.tiny_smolvlm import tiny_checkpoint as smolvlm_checkpoint
 from tests.tokenizer_fixture import IMAGE_PAD_ID, VISION_END_ID, VISION_START_ID
 
@@ -353,7 +353,7 @@ def one_layer():
     config["text_config"]["num_hidden_layers"] = 1
     config["vision_config"]["deepstack_visual_indexes"] = []
     model = Qwen3VL(Qwen3VLConfig.from_dict(config))
-    return model, jax.tree.map(lambda x: 5 * x, model.init_params(jax.random.key(0)))
+    return model, random_params(model)
 
 
 @pytest.mark.slow

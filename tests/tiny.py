@@ -1,15 +1,17 @@
 """Tiny random Qwen3-VL checkpoints in Hugging Face format, made with numpy alone."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import save_file
 
 from models.config import Qwen3VLConfig
+from models.model import Model
 from models.qwen3_vl import Qwen3VL
 from models.weights import checkpoint_name
 from tests.tokenizer_fixture import (
@@ -83,12 +85,11 @@ def tiny_config(variant: str = "tied", dialect: str = "hub") -> dict[str, Any]:
     }
 
 
-def tiny_tensors(config: dict[str, Any], seed: int = 0) -> dict[str, np.ndarray]:
-    """Random float32 weights by their names on disk; large enough that logits differ clearly."""
-    parsed = Qwen3VLConfig.from_dict(config)
-    shapes = flatten_dict(jax.eval_shape(Qwen3VL(parsed).init_params, jax.random.key(0)))
+def random_params(model: Model, seed: int = 0) -> dict[str, Any]:
+    """Random float32 parameters, made without compiling; large enough that logits differ clearly."""
+    shapes = flatten_dict(jax.eval_shape(model.init_params, jax.random.key(0)))
     rng = np.random.default_rng(seed)
-    tensors = {}
+    params = {}
     for path in sorted(shapes):
         shape = shapes[path].shape
         noise = rng.standard_normal(shape, dtype=np.float32)
@@ -98,12 +99,26 @@ def tiny_tensors(config: dict[str, Any], seed: int = 0) -> dict[str, np.ndarray]
             value = 0.1 * noise
         else:
             value = noise / np.sqrt(shape[0]) if path[-1] == "kernel" else 0.3 * noise
+        params[path] = value.astype(np.float32)
+    return unflatten_dict(params)
+
+
+def tensors_of(params: dict[str, Any], patches: str, patch_shape: Sequence[int]) -> dict[str, np.ndarray]:
+    """Parameters as they are on disk, where the weight named `patches` has a shape of its own."""
+    tensors = {}
+    for path, value in flatten_dict(params).items():
         name = checkpoint_name(path)
         stored = value.T if path[-1] == "kernel" else value
-        if name.endswith("patch_embed.proj.weight"):
-            stored = stored.reshape(-1, 3, 2, 16, 16)
-        tensors[name] = np.ascontiguousarray(stored, dtype=np.float32)
+        if name.endswith(patches):
+            stored = stored.reshape(-1, *patch_shape)
+        tensors[name] = np.ascontiguousarray(stored)
     return tensors
+
+
+def tiny_tensors(config: dict[str, Any], seed: int = 0) -> dict[str, np.ndarray]:
+    """Random float32 weights by their names on disk."""
+    params = random_params(Qwen3VL(Qwen3VLConfig.from_dict(config)), seed)
+    return tensors_of(params, "patch_embed.proj.weight", (3, 2, 16, 16))
 
 
 def tiny_checkpoint(
