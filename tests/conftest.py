@@ -56,7 +56,7 @@ def tiny_directory(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pa
     """`tiny_directory(variant, dialect)`: a checkpoint's folder, written once."""
     made: dict[tuple[str, str], Path] = {}
 
-    def make(variant: str = "tied", dialect: str = "hub") -> Path:
+    def make(variant: str = "small", dialect: str = "hub") -> Path:
         key = (variant, dialect)
         if key not in made:
             made[key] = tiny_checkpoint(tmp_path_factory.mktemp("tiny") / "-".join(key), *key)
@@ -70,7 +70,7 @@ def tiny(tiny_directory: Callable[..., Path]) -> Callable[..., LoadedModel]:
     """`tiny(variant)`: (model, params, processor), loaded once in float32."""
     loaded: dict[str, LoadedModel] = {}
 
-    def load(variant: str = "tied") -> LoadedModel:
+    def load(variant: str = "small") -> LoadedModel:
         if variant not in loaded:
             loaded[variant] = load_model(tiny_directory(variant), dtype="float32")
         return loaded[variant]

@@ -334,7 +334,7 @@ def test_moved_keys_are_those_computed_at_their_new_place(tiny):
 
     there, there_before = cache(distance), cache(0)
     moved = model.shifted_cache(there_before, jnp.array([kept]), jnp.array([dropped]), jnp.array([distance]))
-    for layer in range(4):
+    for layer in range(len(moved.keys)):
         keys, values = moved.keys[layer][0], moved.values[layer][0]
         end = n - dropped
         np.testing.assert_array_equal(keys[..., :kept], there_before.keys[layer][0, ..., :kept])
@@ -446,12 +446,12 @@ def test_nothing_compiles_from_one_reseed_to_the_next(tiny):
         return StreamConfig(policy=policy, context=CONTEXT, tail=TAIL)
 
     for policy in ("reseed", "shift"):
-        run(first(policy), 300)
+        run(first(policy), 120)
         with compilations() as again:
-            assert run(first(policy), 1500) > 50
+            assert run(first(policy), 400) > 20
             # Another size of everything, in the same buckets.
-            assert run(StreamConfig(policy=policy, context=109, tail=22), 900, temperature=0.5) > 20
-            assert run(StreamConfig(policy=policy, context=111, tail=30, sinks=75), 900, top_k=5) > 20
+            assert run(StreamConfig(policy=policy, context=109, tail=22), 300, temperature=0.5) > 20
+            assert run(StreamConfig(policy=policy, context=111, tail=30, sinks=75), 300, top_k=5) > 20
         assert again == []
 
 
@@ -833,7 +833,7 @@ def test_host_and_device_agree_and_the_text_is_whole(tiny, segments, policy, sin
     noise = np.random.default_rng(seed).standard_normal
     vision = VisionEmbeddings(
         noise((64, model.hidden_size)).astype(np.float32),
-        0.1 * noise((3, 64, model.hidden_size)).astype(np.float32),
+        0.1 * noise((1, 64, model.hidden_size)).astype(np.float32),
     )
     inputs = VLMInputs(tokens, vision if len(grid) else None, grid, model.image_pad_id)
     try:

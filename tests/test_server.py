@@ -312,7 +312,7 @@ def test_what_is_just_within_the_limits_is_answered(server, client):
 
 def test_models_health_and_readiness(server, client):
     (model,) = client.models.list().data
-    assert (model.id, model.owned_by) == ("tied-hub", "saccade")
+    assert (model.id, model.owned_by) == ("small-hub", "saccade")
     assert server.health()["status"] == "ok"
     assert httpx.get(f"{server.url}/ready").json() == {"ready": True}
     assert httpx.get(f"{server.url}/nowhere").status_code == 404
