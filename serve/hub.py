@@ -70,6 +70,7 @@ class Hub:
         self.loaded = loaded
         self.created = int(time.time())
         self.draining = False
+        self.turned = asyncio.Event()  # `ready` may be another; for the one who waits for that
         self.engine = Engine(loaded, self.config.engine)
         self.limit = AdaptiveLimit(self.config.streams, time.monotonic())
         self.engine.limit = self.limit.limit
@@ -101,21 +102,22 @@ class Hub:
         """Compile all programs and begin to take streams. Raises EngineDeadError where that fails."""
         self._handoff = Handoff()
         self._pictures.start()
-        await asyncio.to_thread(self.engine.start, self._handoff.flush)
+        await asyncio.to_thread(self.engine.start, self._delivered)
+        self.turned.set()
         self._ticking = asyncio.create_task(
             self._keeper.run(self.config.heartbeat, self.config.retained, self.config.collecting)
         )
 
     async def drain(self, deadline: float) -> None:
         """Take no new streams, and wait for those that run, as many seconds as that."""
-        self.draining = True
+        self._stop_taking()
         until = time.monotonic() + deadline
         while self.active and time.monotonic() < until:
             await asyncio.sleep(_LOOK)
 
     async def close(self) -> None:
         """End all streams with an error, and the engine."""
-        self.draining = True
+        self._stop_taking()
         await asyncio.to_thread(self.engine.close)
         if self._ticking is not None:
             self._ticking.cancel()
@@ -123,6 +125,16 @@ class Hub:
         await asyncio.to_thread(self.config.observer.close)
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._pictures.close()
+
+    def _stop_taking(self) -> None:
+        self.draining = True
+        self.turned.set()
+
+    def _delivered(self) -> None:
+        """In the engine's thread, behind a step, and when it ends."""
+        if not self.engine.alive:
+            self._handoff.mark(self.turned)
+        self._handoff.flush()
 
     async def open(self, request: ChatRequest, owner: str) -> Live:
         """Queue a stream.

@@ -70,18 +70,12 @@ TRANSPORTS = {
 }
 
 
-def resident(server: Server) -> float:
-    """Memory of the server's process, in MB."""
-    status = Path(f"/proc/{server.process.pid}/status").read_text()
-    return int(status.partition("VmRSS:")[2].split()[0]) / 1024
-
-
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_readers_that_stop_reading_are_cancelled_at_the_window_and_change_nothing(tiny, server, transport):
     _, result = expected(tiny(), "What's this?", max_new_tokens=20, **SETTINGS)
     until(lambda: server.metrics()["saccade_streams_active"] == 0)
     client = RpcClient(server.rpc, ("grpc.http2.lookahead_bytes", 1024), ("grpc.http2.bdp_probe", 0))
-    before, tokens = resident(server), server.metrics()["saccade_tokens_total"]
+    before, tokens = server.resident(), server.metrics()["saccade_tokens_total"]
     with ExitStack() as stack:
         for _ in range(3):
             begun = server.metrics()["saccade_streams_started_total"]
@@ -96,7 +90,7 @@ def test_readers_that_stop_reading_are_cancelled_at_the_window_and_change_nothin
     assert metrics['saccade_stream_cancellations_total{cause="ack_timeout"}'] >= 3
     made = metrics["saccade_tokens_total"] - tokens - events[-1]["usage"]["completion_tokens"]
     assert made < 3 * 300  # of 450 each: the window, and what sockets hide
-    assert resident(server) - before < 30
+    assert server.resident() - before < 30
 
 
 @pytest.mark.slow
@@ -120,7 +114,7 @@ def test_a_thousand_clients_that_go_leave_nothing(tiny, server):
         server.until_idle()
         process = Path(f"/proc/{server.process.pid}")
         return (
-            resident(server),
+            server.resident(),
             len(list((process / "fd").iterdir())),
             len(list((process / "task").iterdir())),
         )

@@ -394,5 +394,5 @@ def test_what_does_not_end_in_time_gets_an_error_when_the_server_stops(tiny_dire
     ],
 )
 def test_wrong_settings_are_one_line(tiny_directory, env, setting, message):
-    with pytest.raises(AssertionError, match=message), running(tiny_directory(), env, *SMALL, setting):
+    with pytest.raises(RuntimeError, match=message), running(tiny_directory(), env, *SMALL, setting):
         pass

@@ -28,7 +28,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "untied": {"tied": False, "heads": 4, "kv_heads": 4, "head_dim": 24, "sections": (4, 4, 4)},
     "wide_head": {"tied": False, "heads": 2, "kv_heads": 1, "head_dim": 128, "sections": (24, 20, 20)},
 }
-"""Between them: tied and untied heads, GQA 6:2, 4:4 and 2:1, head_dim 128 and others. They have golden files."""
+"""Between them: tied and untied heads, GQA 6:2, 4:4 and 2:1, head_dim 128 and others."""
 SMALL = VARIANTS["tied"] | {"layers": 2, "seen": [0]}
 """Of half the layers, for all tests to which depth says nothing: compiled sooner, and run faster."""
 
