@@ -32,6 +32,11 @@ class Server:
         host, port = self.url.removeprefix("http://").split(":")
         return host, int(port)
 
+    @property
+    def metrics_url(self) -> str:
+        """Where Prometheus asks."""
+        return self.wait_for(r"metrics on (\S+)")[1]
+
     def listen(self) -> None:
         """Wait until it listens."""
         self.url = self.wait_for(r"listening on (http://\S+)")[1]
@@ -61,7 +66,7 @@ class Server:
 
     def metrics(self) -> dict[str, float]:
         """What Prometheus would read, by name and labels."""
-        lines = httpx.get(self.wait_for(r"metrics on (\S+)")[1]).raise_for_status().text.splitlines()
+        lines = httpx.get(self.metrics_url).raise_for_status().text.splitlines()
         return {k: float(v) for k, v in (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))}
 
     def end(self) -> None:

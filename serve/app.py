@@ -45,7 +45,7 @@ def make_app(hub: Hub) -> Starlette:
     return Starlette(
         routes=routes,
         middleware=[
-            Middleware(Guard, keys=hub.config.keys, refuse=api.refuse),
+            Middleware(Guard, keys=hub.config.keys, hosts=hub.config.hosts, refuse=api.refuse),
             *hub.config.observer.middleware,
         ],
         exception_handlers={Problem: api.problem, HTTPException: api.no_route},

@@ -19,6 +19,7 @@ from serve.engine_config import EngineConfig
 from serve.events import Event, Start
 from serve.fetch import Fetcher
 from serve.handoff import Handoff
+from serve.hosts import Hosts
 from serve.keeper import Keeper
 from serve.keys import Keys
 from serve.live import Live
@@ -51,6 +52,7 @@ class HubConfig:
     patience: float = 30.0  # for the head of a request, and for its body
     retained: float = 60.0  # that an ended stream can be read again
     keys: Keys = field(default_factory=Keys)
+    hosts: Hosts = field(default_factory=Hosts)
     rates: Rates = field(default_factory=Rates)
     fetcher: Fetcher = field(default_factory=Fetcher)
     observer: Observer = field(default_factory=Observer)
