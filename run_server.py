@@ -22,7 +22,7 @@ def serve(settings: ServerSettings, report: Report, interrupts: Interrupts) -> i
     from serve.server import serve as serve_hub  # noqa: PLC0415
 
     hub = Hub(loaded, hub_config(settings))
-    metrics = metrics_server(settings, hub.metrics.registry)
+    metrics = metrics_server(settings, hub.metrics.registry, hub.config.hosts)
 
     def listening(rpc: int | None) -> None:
         places = {

@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,19 +15,44 @@ from typing import Any, NamedTuple
 import httpx
 
 ROOT = Path(__file__).parents[1]
+_LONGEST_START = 300  # seconds; all programs may have to be compiled
 
 
-class Server(NamedTuple):
-    """Where it listens, and its process."""
+class Server:
+    """A process of `run_server.py`, by what it says on standard error; `url` is where it listens."""
 
-    url: str
-    metrics_url: str
-    process: subprocess.Popen
+    def __init__(self, process: Any) -> None:
+        self.process, self.url = process, ""
+        self.lines: list[str] = []
+        self._reading = threading.Thread(target=self._read, daemon=True)
+        self._reading.start()
 
     @property
     def address(self) -> tuple[str, int]:
         host, port = self.url.removeprefix("http://").split(":")
         return host, int(port)
+
+    @property
+    def metrics_url(self) -> str:
+        """Where Prometheus asks."""
+        return self.wait_for(r"metrics on (\S+)")[1]
+
+    def listen(self) -> None:
+        """Wait until it listens."""
+        self.url = self.wait_for(r"listening on (http://\S+)")[1]
+
+    def wait_for(self, pattern: str) -> re.Match[str]:
+        """A line of standard error. Raises RuntimeError where the process has ended without one."""
+        deadline = time.monotonic() + _LONGEST_START
+        while time.monotonic() < deadline:
+            ended = self.process.poll() is not None and not self._reading.is_alive()
+            for line in list(self.lines):
+                if found := re.search(pattern, line):
+                    return found
+            if ended:
+                break
+            time.sleep(0.02)
+        raise RuntimeError(f"no {pattern!r} in {self.lines}")
 
     def resident(self) -> float:
         """Memory, in MB."""
@@ -43,32 +69,32 @@ class Server(NamedTuple):
         lines = httpx.get(self.metrics_url).raise_for_status().text.splitlines()
         return {k: float(v) for k, v in (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))}
 
+    def end(self) -> None:
+        """Kill it."""
+        self.process.kill()
+        self.process.wait()
+        self._reading.join()
+        for pipe in (self.process.stdout, self.process.stderr):
+            if pipe is not None:
+                pipe.close()
+
+    def _read(self) -> None:
+        for line in self.process.stderr:
+            self.lines.append(line.decode())
+
 
 @contextmanager
 def serving(*settings: str) -> Iterator[Server]:
     """A server, ended behind the block."""
     ports = ("serve.port=0", "serve.grpc_port=-1", "telemetry.prometheus_port=0")
     command = [sys.executable, str(ROOT / "run_server.py"), *ports, *settings]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    server = Server(subprocess.Popen(command, stderr=subprocess.PIPE))
     try:
-        found = _wait_for(process, r"listening on (\S+) \| metrics on (\S+)")
-        _wait_for(process, "^ready")
-        yield Server(found[1], found[2], process)
+        server.listen()
+        server.wait_for("^ready")
+        yield server
     finally:
-        process.kill()
-        process.wait()
-        if process.stderr is not None:
-            process.stderr.close()
-
-
-def _wait_for(process: subprocess.Popen, pattern: str) -> re.Match[str]:
-    assert process.stderr is not None
-    told = []
-    for line in process.stderr:
-        told.append(line)
-        if found := re.search(pattern, line):
-            return found
-    raise RuntimeError("the server has ended:\n" + "".join(told))
+        server.end()
 
 
 class Read(NamedTuple):

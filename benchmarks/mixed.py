@@ -139,7 +139,8 @@ class Load:
         reader, writer = await asyncio.open_connection(*self.server.address, limit=1024)
         body = json.dumps(request(kind) | {"max_tokens": 400, "logprobs": True, "top_logprobs": 20}).encode()
         writer.write(
-            f"POST /v1/stream HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+            f"POST /v1/stream HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+            + body
         )
         await reader.read(100)
         await asyncio.sleep(self.random.uniform(0, 3))

@@ -5,7 +5,7 @@ import importlib.util
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cli.typed import UsageError, shorten
 from conf.serve import RegistrySettings, ServerSettings, ServeSettings
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
     from serve.adaptive_limit import LimitConfig
+    from serve.hosts import Hosts
     from serve.hub import HubConfig
     from serve.observer import Observer
     from serve.stream_rules import StreamRules
@@ -30,6 +31,7 @@ def hub_config(settings: ServerSettings) -> "HubConfig":
     """
     from serve.engine_config import EngineConfig  # noqa: PLC0415  (imports JAX)
     from serve.fetch import Fetcher  # noqa: PLC0415
+    from serve.hosts import Hosts  # noqa: PLC0415
     from serve.hub import HubConfig  # noqa: PLC0415
     from serve.keys import Keys, read_keys  # noqa: PLC0415
     from serve.prepare import RequestLimits  # noqa: PLC0415
@@ -51,6 +53,7 @@ def hub_config(settings: ServerSettings) -> "HubConfig":
         limits = RequestLimits(**vars(settings.limits))
     with _named("serve"):
         keys = Keys() if given.keys_file is None else read_keys(given.keys_file)
+        hosts = Hosts(given.host_names, any_name=keys.needed)
         rates = Rates(given.rate)
         fetcher = Fetcher(
             given.picture_hosts, seconds=given.fetch_ms / 1e3, max_bytes=settings.limits.picture_bytes
@@ -66,6 +69,7 @@ def hub_config(settings: ServerSettings) -> "HubConfig":
             patience=given.request_ms / 1e3,
             retained=registry.cleanup_interval_ms / 1e3,
             keys=keys,
+            hosts=hosts,
             rates=rates,
             fetcher=fetcher,
             observer=_observer(settings.telemetry.otlp_endpoint),
@@ -121,8 +125,11 @@ def listening_socket(settings: ServeSettings) -> socket.socket:
     return listener
 
 
-def metrics_server(settings: ServerSettings, registry: "CollectorRegistry") -> str | None:
+def metrics_server(settings: ServerSettings, registry: "CollectorRegistry", hosts: "Hosts") -> str | None:
     """Answer scrapes in a thread of its own; returns where, or None where it is switched off.
+
+    Args:
+        hosts: by which it may be called.
 
     Raises:
         UsageError: the address is not to be had.
@@ -134,9 +141,25 @@ def metrics_server(settings: ServerSettings, registry: "CollectorRegistry") -> s
     port, host = settings.telemetry.prometheus_port, settings.serve.host
     try:
         server, _ = start_http_server(port, host, registry)
+        server.set_app(_guarded(server.get_app(), hosts))
     except OSError as error:
         raise UsageError(f"telemetry.prometheus_port: {port}: {_reason(error)}") from None
     return f"http://{host}:{server.server_port}/metrics"
+
+
+def _guarded(app: Any, hosts: "Hosts") -> Any:
+    """A WSGI application for requests that mean this server."""
+    from serve.problems import Problem  # noqa: PLC0415
+
+    def answer(environ: dict[str, Any], start_response: Any) -> Any:
+        try:
+            hosts.check(environ.get("HTTP_HOST"))
+        except Problem as problem:
+            start_response("421 Misdirected Request", [("Content-Type", "text/plain; charset=utf-8")])
+            return [problem.message.encode()]
+        return app(environ, start_response)
+
+    return answer
 
 
 def url(listener: socket.socket) -> str:

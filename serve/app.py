@@ -1,6 +1,5 @@
 """The HTTP application: routes, and what each answers."""
 
-import asyncio
 from typing import Any, TypeVar
 
 import msgspec
@@ -15,7 +14,7 @@ from starlette.websockets import WebSocket
 from serve.bodies import Bodies
 from serve.chat_frames import ChatWords, chat_frames, failure
 from serve.chat_request import ChatRequest, StreamRequest, parse
-from serve.events import Delta, End, Error
+from serve.events import Delta, End
 from serve.guard import Guard
 from serve.hub import Hub
 from serve.live import Live
@@ -23,6 +22,7 @@ from serve.openapi import describe
 from serve.page import page_routes
 from serve.problems import Problem
 from serve.sse import EventStreamResponse, disconnected, event_frames
+from serve.tasks import first_of
 from serve.web_socket import carry
 
 R = TypeVar("R", bound=ChatRequest)
@@ -45,7 +45,7 @@ def make_app(hub: Hub) -> Starlette:
     return Starlette(
         routes=routes,
         middleware=[
-            Middleware(Guard, keys=hub.config.keys, refuse=api.refuse),
+            Middleware(Guard, keys=hub.config.keys, hosts=hub.config.hosts, refuse=api.refuse),
             *hub.config.observer.middleware,
         ],
         exception_handlers={Problem: api.problem, HTTPException: api.no_route},
@@ -140,29 +140,23 @@ class Api:
         return live, asked
 
     async def _whole(self, request: Request, live: Live, ticket: int, words: ChatWords) -> Response:
-        gone = asyncio.create_task(disconnected(request.receive))
-        collecting = asyncio.create_task(self._collect(live, ticket))
+        deltas: list[Delta] = []
         try:
-            await asyncio.wait({gone, collecting}, return_when=asyncio.FIRST_COMPLETED)
-            if not collecting.done():
-                return Response(status_code=499)  # nobody reads it
-            deltas, end = collecting.result()
+            await first_of(disconnected(request.receive), self._collect(live, ticket, deltas))
         finally:
             live.stream.cancel("disconnect")
-            for task in (gone, collecting):
-                task.cancel()
-        if isinstance(end, Error) or end.finish_reason == "cancelled":
-            return _json(failure(end), 500)
-        return _json(words.whole(deltas, end))
+        end = live.stream.end
+        if isinstance(end, End) and end.finish_reason != "cancelled":
+            return _json(words.whole(deltas, end))
+        if isinstance(end, End) and end.cause == "disconnect":
+            return Response(status_code=499)  # nobody reads it
+        assert end is not None  # it has been cancelled, at the latest
+        return _json(failure(end), 500)
 
-    async def _collect(self, live: Live, ticket: int) -> tuple[list[Delta], End | Error]:
-        deltas: list[Delta] = []
+    async def _collect(self, live: Live, ticket: int, deltas: list[Delta]) -> None:
         async for events in self._hub.read(live, ticket):
             deltas += [event.data for event in events if isinstance(event.data, Delta)]
             live.stream.drained(events[-1].id or 0)
-        end = live.stream.end
-        assert end is not None  # or the reader would not have come to its end
-        return deltas, end
 
 
 def _last_event(given: str) -> tuple[str, int]:

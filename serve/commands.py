@@ -8,7 +8,7 @@ from models.errors import SettingsError
 from serve.credits import AckError
 from serve.live import Live
 from serve.prepare import RequestLimits
-from serve.problems import Problem
+from serve.problems import Problem, check_limit
 
 
 class Ack(Struct, forbid_unknown_fields=True, tag="ack"):
@@ -65,14 +65,8 @@ def _acknowledge(live: Live, event_id: int) -> None:
 
 
 def _add_stop(live: Live, stop: list[str], limits: RequestLimits) -> None:
-    for what, given, allowed in (
-        ("strings", len(live.job.config.stop) + len(stop), limits.stop_strings),
-        ("characters", max(map(len, stop), default=0), limits.stop_length),
-    ):
-        if given > allowed:
-            raise Problem(
-                400, "limit_exceeded", f"stop: {given} {what}; allowed: up to {allowed}", param="stop"
-            )
+    check_limit("stop", "strings", len(live.job.config.stop) + len(stop), limits.stop_strings)
+    check_limit("stop", "characters", max(map(len, stop), default=0), limits.stop_length)
     try:
         live.job.add_stop(stop)
     except SettingsError as error:

@@ -1,4 +1,4 @@
-"""Before every route: the caller has a key, and is no page of somebody else's."""
+"""Before every route: the server was meant, the caller has a key, and is no page of somebody else's."""
 
 from collections.abc import Callable
 from urllib.parse import urlsplit
@@ -7,6 +7,7 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from serve.hosts import Hosts
 from serve.keys import Keys
 from serve.problems import Problem
 
@@ -22,25 +23,28 @@ class Guard:
     """Puts the owner of the request's key into `scope["state"]["owner"]`, or answers that there is none.
 
     Args:
+        hosts: by which the server may be called.
         refuse: the response to a problem.
     """
 
-    def __init__(self, app: ASGIApp, keys: Keys, refuse: Callable[[Problem], Response]) -> None:
-        self._app, self._keys, self._refuse = app, keys, refuse
+    def __init__(self, app: ASGIApp, keys: Keys, hosts: Hosts, refuse: Callable[[Problem], Response]) -> None:
+        self._app, self._keys, self._hosts, self._refuse = app, keys, hosts, refuse
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] not in ("http", "websocket") or scope["path"] in _OPEN:
-            await self._app(scope, receive, send)
-            return
-        headers = Headers(scope=scope)
-        try:
-            owner = self._keys.admit(headers.get("authorization"))
-            _check_origin(scope, headers)
-        except Problem as problem:
-            await self._refuse(problem)(scope, receive, send)
-            return
-        scope.setdefault("state", {})["owner"] = owner
+        if scope["type"] in ("http", "websocket"):
+            try:
+                self._admit(scope, Headers(scope=scope))
+            except Problem as problem:
+                await self._refuse(problem)(scope, receive, send)
+                return
         await self._app(scope, receive, send)
+
+    def _admit(self, scope: Scope, headers: Headers) -> None:
+        self._hosts.check(headers.get("host"))
+        if scope["path"] in _OPEN:
+            return
+        scope.setdefault("state", {})["owner"] = self._keys.admit(headers.get("authorization"))
+        _check_origin(scope, headers)
 
 
 def _check_origin(scope: Scope, headers: Headers) -> None:

@@ -19,6 +19,7 @@ from serve.engine_config import EngineConfig
 from serve.events import Event, Start
 from serve.fetch import Fetcher
 from serve.handoff import Handoff
+from serve.hosts import Hosts
 from serve.keeper import Keeper
 from serve.keys import Keys
 from serve.live import Live
@@ -51,6 +52,7 @@ class HubConfig:
     patience: float = 30.0  # for the head of a request, and for its body
     retained: float = 60.0  # that an ended stream can be read again
     keys: Keys = field(default_factory=Keys)
+    hosts: Hosts = field(default_factory=Hosts)
     rates: Rates = field(default_factory=Rates)
     fetcher: Fetcher = field(default_factory=Fetcher)
     observer: Observer = field(default_factory=Observer)
@@ -70,6 +72,7 @@ class Hub:
         self.loaded = loaded
         self.created = int(time.time())
         self.draining = False
+        self.turned = asyncio.Event()  # `ready` may be another; for the one who waits for that
         self.engine = Engine(loaded, self.config.engine)
         self.limit = AdaptiveLimit(self.config.streams, time.monotonic())
         self.engine.limit = self.limit.limit
@@ -101,21 +104,22 @@ class Hub:
         """Compile all programs and begin to take streams. Raises EngineDeadError where that fails."""
         self._handoff = Handoff()
         self._pictures.start()
-        await asyncio.to_thread(self.engine.start, self._handoff.flush)
+        await asyncio.to_thread(self.engine.start, self._delivered)
+        self.turned.set()
         self._ticking = asyncio.create_task(
             self._keeper.run(self.config.heartbeat, self.config.retained, self.config.collecting)
         )
 
     async def drain(self, deadline: float) -> None:
         """Take no new streams, and wait for those that run, as many seconds as that."""
-        self.draining = True
+        self._stop_taking()
         until = time.monotonic() + deadline
         while self.active and time.monotonic() < until:
             await asyncio.sleep(_LOOK)
 
     async def close(self) -> None:
         """End all streams with an error, and the engine."""
-        self.draining = True
+        self._stop_taking()
         await asyncio.to_thread(self.engine.close)
         if self._ticking is not None:
             self._ticking.cancel()
@@ -123,6 +127,16 @@ class Hub:
         await asyncio.to_thread(self.config.observer.close)
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._pictures.close()
+
+    def _stop_taking(self) -> None:
+        self.draining = True
+        self.turned.set()
+
+    def _delivered(self) -> None:
+        """In the engine's thread, behind a step, and when it ends."""
+        if not self.engine.alive:
+            self._handoff.mark(self.turned)
+        self._handoff.flush()
 
     async def open(self, request: ChatRequest, owner: str) -> Live:
         """Queue a stream.

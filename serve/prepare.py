@@ -11,7 +11,7 @@ from models.load import LoadedModel
 from sample.chat import Turn, encode_turns
 from sample.config import SamplingConfig, integer
 from serve.chat_request import ChatRequest, ImagePart, Message
-from serve.problems import Problem
+from serve.problems import Problem, check_limit
 from serve.prompt import PreparedPrompt, prepare_prompt
 
 _ROLES = {"developer": "system"}
@@ -52,23 +52,13 @@ def check_request(request: ChatRequest, limits: RequestLimits) -> list[str]:
     parts = [part for message in request.messages for part in _parts(message)]
     pictures = [part.image_url.url for part in parts if isinstance(part, ImagePart)]
     stops = [request.stop] if isinstance(request.stop, str) else request.stop or []
-    for param, what, given, allowed in (
-        ("messages", "messages", len(request.messages), limits.messages),
-        ("messages", "pictures", len(pictures), limits.pictures),
-        (
-            "messages",
-            "characters",
-            sum(len(p) for p in parts if isinstance(p, str)),
-            limits.prompt_characters,
-        ),
-        ("stop", "stop strings", len(stops), limits.stop_strings),
-        ("stop", "characters", max(map(len, stops), default=0), limits.stop_length),
-        ("max_completion_tokens", "tokens", request.most_tokens or 0, limits.new_tokens),
-    ):
-        if given > allowed:
-            raise Problem(
-                400, "limit_exceeded", f"{param}: {given} {what}; allowed: up to {allowed}", param=param
-            )
+    characters = sum(len(part) for part in parts if isinstance(part, str))
+    check_limit("messages", "messages", len(request.messages), limits.messages)
+    check_limit("messages", "pictures", len(pictures), limits.pictures)
+    check_limit("messages", "characters", characters, limits.prompt_characters)
+    check_limit("stop", "stop strings", len(stops), limits.stop_strings)
+    check_limit("stop", "characters", max(map(len, stops), default=0), limits.stop_length)
+    check_limit("max_completion_tokens", "tokens", request.most_tokens or 0, limits.new_tokens)
     return pictures
 
 

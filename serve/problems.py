@@ -41,3 +41,10 @@ class Problem(Exception):  # noqa: N818  (it is an answer, not a fault)
         """Beside the content's."""
         wait = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
         return wait | dict(self._headers)
+
+
+def check_limit(param: str, what: str, given: int, allowed: int) -> None:
+    """Raises Problem where a request's field `param` holds more of something than is allowed."""
+    if given > allowed:
+        message = f"{param}: {given} {what}; allowed: up to {allowed}"
+        raise Problem(400, "limit_exceeded", message, param=param)

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from jaxtyping import install_import_hook
@@ -49,12 +50,19 @@ from models import LoadedModel, load_model  # noqa: E402
 from tests.tiny import tiny_checkpoint  # noqa: E402
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from tests.scheduling import Together
+
+    return Together(config, log)
+
+
 @pytest.fixture(scope="session")
 def tiny_directory(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """`tiny_directory(variant, dialect)`: a checkpoint's folder, written once."""
     made: dict[tuple[str, str], Path] = {}
 
-    def make(variant: str = "tied", dialect: str = "hub") -> Path:
+    def make(variant: str = "small", dialect: str = "hub") -> Path:
         key = (variant, dialect)
         if key not in made:
             made[key] = tiny_checkpoint(tmp_path_factory.mktemp("tiny") / "-".join(key), *key)
@@ -68,7 +76,7 @@ def tiny(tiny_directory: Callable[..., Path]) -> Callable[..., LoadedModel]:
     """`tiny(variant)`: (model, params, processor), loaded once in float32."""
     loaded: dict[str, LoadedModel] = {}
 
-    def load(variant: str = "tied") -> LoadedModel:
+    def load(variant: str = "small") -> LoadedModel:
         if variant not in loaded:
             loaded[variant] = load_model(tiny_directory(variant), dtype="float32")
         return loaded[variant]
@@ -78,10 +86,22 @@ def tiny(tiny_directory: Callable[..., Path]) -> Callable[..., LoadedModel]:
 
 @pytest.fixture(scope="session")
 def env(pytestconfig: pytest.Config) -> dict[str, str]:
-    """Of processes that share what they compile with one another, and with later runs."""
-    from tests.commands import environment
+    """Of processes that share what they compile with one another, with the tests, and with later runs."""
+    from tests.servers import warm_environment
 
-    return environment(pytestconfig.cache.mkdir("commands"))
+    return warm_environment(pytestconfig.cache.mkdir("commands"))
+
+
+@pytest.fixture(scope="session")
+def engine(tiny: Callable[..., LoadedModel]) -> Iterator:
+    """An engine for all tests that need no other."""
+    from serve.engine import Engine
+    from tests.engines import SIZES
+
+    engine = Engine(tiny(), SIZES)
+    engine.start()
+    yield engine
+    engine.close()
 
 
 @pytest.fixture(scope="session")

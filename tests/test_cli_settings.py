@@ -51,13 +51,13 @@ def test_a_text_arrives_as_typed(key, text):
     assert parsed.sampling.top_k == 3
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(TEXT)
 def test_any_text_arrives_as_typed(text):
     assert parse_settings([f"inference.prompt={text}"]).inference.prompt == text
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(st.lists(TEXT))
 def test_a_json_list_holds_any_texts(texts):
     parsed = parse_settings([f"inference.prompts={json.dumps(texts)}", f"sampling.stop={json.dumps(texts)}"])
@@ -65,7 +65,7 @@ def test_a_json_list_holds_any_texts(texts):
     assert parsed.sampling.stop == texts
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(TEXT.filter(lambda path: path != "null" and not path.startswith("[")))
 def test_a_path_arrives_as_typed(path):
     parsed = parse_settings([f"inference.image={path}", f"model.name={path}"])

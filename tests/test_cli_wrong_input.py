@@ -3,7 +3,6 @@
 import json
 import struct
 import zlib
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from tests.commands import environment, run
+from tests.forks import run
 from tests.tiny import tiny_checkpoint
 
 # (name, command, arguments, what the line says); {} is the folder of `place`.
@@ -203,27 +202,10 @@ def place(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def outcomes(place, request):
-    """The commands of the tests that were asked for, two at a time."""
-    env = environment(place / "cache")
-    asked = {item.callspec.id for item in request.session.items if "outcomes" in item.fixturenames}
-
-    def outcome(script: str, arguments: list[str]) -> tuple[int, str, str]:
-        filled = [f"model.name={place / 'tiny'}", *(argument.format(place, place) for argument in arguments)]
-        return run(script, *filled, cwd=place / "cwd", env=env)
-
-    with ThreadPoolExecutor(2) as pool:
-        yield {
-            name: pool.submit(outcome, script, arguments)
-            for name, script, arguments, _ in WRONG
-            if name in asked
-        }
-
-
-@pytest.mark.parametrize(("name", "parts"), [(case[0], case[3]) for case in WRONG], ids=[c[0] for c in WRONG])
-def test_wrong_input_is_one_line_and_status_2(outcomes, name, parts):
-    status, out, notes = outcomes[name].result()
+@pytest.mark.parametrize(("script", "arguments", "parts"), [c[1:] for c in WRONG], ids=[c[0] for c in WRONG])
+def test_wrong_input_is_one_line_and_status_2(place, env, script, arguments, parts):
+    filled = [f"model.name={place / 'tiny'}", *(argument.format(place, place) for argument in arguments)]
+    status, out, notes = run(script, *filled, cwd=place / "cwd", env=env)
     assert (status, out) == (2, ""), notes
     lines = notes.splitlines()
     assert lines[-1].startswith("error: ")
@@ -232,7 +214,7 @@ def test_wrong_input_is_one_line_and_status_2(outcomes, name, parts):
     assert all(line.startswith(("starting", "device: ", "load", "compiling")) for line in lines[:-1])
 
 
-def test_pictures_of_every_kind_work_in_one_prompt(place):
+def test_pictures_of_every_kind_work_in_one_prompt(place, env):
     images = [str(path) for path in sorted((place / "good").iterdir())]
     assert len(images) == 8
     status, out, notes = run(
@@ -242,7 +224,7 @@ def test_pictures_of_every_kind_work_in_one_prompt(place):
         "sampling.max_new_tokens=2",
         "output=jsonl",
         cwd=place / "cwd",
-        env=environment(place / "cache"),
+        env=env,
     )
     assert status == 0, notes
     assert json.loads(out.splitlines()[-1])["image_tokens"] >= len(images)

@@ -10,12 +10,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from sample import SamplingConfig
-from serve import batch as batch_module
-from serve.engine import Engine
 from serve.rpc import messages
 from tests.servers import Server
-from tests.test_engine import SIZES, Reader, words
 from tests.test_rpc import Client as RpcClient
 from tests.test_rpc import long as rpc_long
 from tests.test_server import LONG, SETTINGS, asked, expected, raw, stream, told, until
@@ -43,33 +39,6 @@ def test_who_goes_while_queued_is_never_prefilled(server: Server):
     assert told(stream(server))[-1]["event"] == "end"
     until(lambda: server.metrics()["saccade_streams_active"] == 0)
     assert server.metrics()["saccade_stream_ttft_seconds_count"] == begun + 4 + 1
-
-
-def test_who_goes_while_decoding_takes_at_most_the_step_that_is_on_its_way(tiny, monkeypatch):
-    steps: list[int] = []
-    original = batch_module.decode_step
-    engine = Engine(tiny(), SIZES)
-
-    class Leaving(Reader):
-        def push(self, piece) -> None:
-            super().push(piece)
-            self.closed = len(self.pieces) == 10
-
-    monkeypatch.setattr(
-        batch_module,
-        "decode_step",
-        lambda *a, **k: (steps.append(int(a[4].sum())), original(*a, **k))[1],
-    )
-    engine.start()
-    steps.clear()
-    leaving, neighbour = Leaving(), Reader()
-    engine.submit(words(9), SamplingConfig(seed=1, max_new_tokens=100), neighbour)
-    until(lambda: neighbour.pieces)
-    engine.submit(words(9), SamplingConfig(seed=1, max_new_tokens=100), leaving)
-    neighbour.wait()
-    engine.close()
-    assert leaving.closed
-    assert sum(rows - 1 for rows in steps if rows == 2) <= 10  # nine tokens behind the first, and one ahead
 
 
 def by_http(path: str):
@@ -101,18 +70,12 @@ TRANSPORTS = {
 }
 
 
-def resident(server: Server) -> float:
-    """Memory of the server's process, in MB."""
-    status = Path(f"/proc/{server.process.pid}/status").read_text()
-    return int(status.partition("VmRSS:")[2].split()[0]) / 1024
-
-
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_readers_that_stop_reading_are_cancelled_at_the_window_and_change_nothing(tiny, server, transport):
     _, result = expected(tiny(), "What's this?", max_new_tokens=20, **SETTINGS)
     until(lambda: server.metrics()["saccade_streams_active"] == 0)
     client = RpcClient(server.rpc, ("grpc.http2.lookahead_bytes", 1024), ("grpc.http2.bdp_probe", 0))
-    before, tokens = resident(server), server.metrics()["saccade_tokens_total"]
+    before, tokens = server.resident(), server.metrics()["saccade_tokens_total"]
     with ExitStack() as stack:
         for _ in range(3):
             begun = server.metrics()["saccade_streams_started_total"]
@@ -127,7 +90,7 @@ def test_readers_that_stop_reading_are_cancelled_at_the_window_and_change_nothin
     assert metrics['saccade_stream_cancellations_total{cause="ack_timeout"}'] >= 3
     made = metrics["saccade_tokens_total"] - tokens - events[-1]["usage"]["completion_tokens"]
     assert made < 3 * 300  # of 450 each: the window, and what sockets hide
-    assert resident(server) - before < 30
+    assert server.resident() - before < 30
 
 
 @pytest.mark.slow
@@ -151,7 +114,7 @@ def test_a_thousand_clients_that_go_leave_nothing(tiny, server):
         server.until_idle()
         process = Path(f"/proc/{server.process.pid}")
         return (
-            resident(server),
+            server.resident(),
             len(list((process / "fd").iterdir())),
             len(list((process / "task").iterdir())),
         )

@@ -15,7 +15,7 @@ from sample import SamplingConfig, VLMInputs, prepare_inputs, sample, sample_str
 from sample import request as request_module
 from sample import streaming as streaming_module
 from sample.text import TextStream
-from tests.tiny import tiny_config
+from tests.tiny import random_params, tiny_config
 
 CONFIGS = {
     "greedy": {"temperature": 0},
@@ -237,7 +237,7 @@ def test_a_vocabulary_smaller_than_the_most_alternatives():
     }
     model = Qwen3VL(Qwen3VLConfig.from_dict(config))
     cfg = SamplingConfig(max_new_tokens=2, top_logprobs=20)
-    result = sample(model, model.init_params(jax.random.key(0)), np.array([[1, 2]]), cfg, jax.random.key(0))
+    result = sample(model, random_params(model), np.array([[1, 2]]), cfg, jax.random.key(0))
     assert [sorted(token for token, _ in top) for top in result.top_logprobs[0]] == [list(range(12))] * 2
 
 

@@ -1,113 +1,32 @@
 """Many streams over one step: each gets what it gets alone, and nothing compiles as they come and go."""
 
-import threading
 import time
-from collections.abc import Iterator
 
 import jax
-import numpy as np
 import pytest
 from PIL import Image
 
-from models import LoadedModel, SettingsError
+from models import SettingsError
 from sample import SamplingConfig, prepare_inputs, sample, sample_streaming
-from sample.chat import encode_chat
-from sample.outcome import FinishReason
 from sample.text import TextStream
 from serve import batch as batch_module
 from serve import prefill as prefill_module
 from serve.engine import Engine, EngineBusyError, EngineDeadError
-from serve.engine_config import EngineConfig
-from serve.job import Piece
 from serve.pictures import PictureCache
-from serve.prompt import PreparedPrompt, content_key, prepare_picture, prepare_prompt
-from tests.test_compiles import compilations
-
-SIZES = EngineConfig(
-    rows=(4, 32),
-    context=400,
-    chunks=(16, 64),
-    top_logprobs=3,
-    pictures=((64, 64), (96, 32)),
-    waiting=64,
-    prefix_bytes=0,
+from serve.prompt import content_key, prepare_picture
+from tests.engines import (
+    SIZES,
+    Broken,
+    Reader,
+    about,
+    assert_same,
+    crowd,
+    expected,
+    picture,
+    until,
+    words,
 )
-
-
-class Reader:
-    """A consumer that takes all, or as many tokens as it has been given credit for."""
-
-    def __init__(self, credit: int = 10**6) -> None:
-        self.pieces: list[Piece] = []
-        self.ends: list[str] = []
-        self.rest = ""
-        self.credit = credit
-        self.prefilled = False
-        self.reseeds = 0
-        self.closed = False
-        self.over = threading.Event()
-
-    def may_step(self, in_flight: int) -> bool:
-        return len(self.pieces) + in_flight < self.credit
-
-    def prefilling(self) -> None:
-        self.prefilled = True
-
-    def reseeding(self) -> None:
-        self.reseeds += 1
-
-    def push(self, piece: Piece) -> None:
-        assert not self.ends
-        self.pieces.append(piece)
-
-    def finish(self, reason: FinishReason, rest: str) -> None:
-        self.ends.append(reason)
-        self.rest = rest
-        self.over.set()
-
-    def fail(self, code: str) -> None:
-        self.ends.append(code)
-        self.over.set()
-
-    @property
-    def tokens(self) -> list[int]:
-        return [piece.token_id for piece in self.pieces]
-
-    @property
-    def text(self) -> str:
-        return "".join(piece.text for piece in self.pieces) + self.rest
-
-    def wait(self) -> "Reader":
-        assert self.over.wait(60), "the stream does not end"
-        return self
-
-
-@pytest.fixture(scope="module")
-def engine(tiny) -> Iterator[Engine]:
-    engine = Engine(tiny(), SIZES)
-    engine.start()
-    yield engine
-    engine.close()
-
-
-def words(length: int, seed: int = 0) -> PreparedPrompt:
-    return PreparedPrompt(np.random.default_rng(seed).integers(0, 400, length).astype(np.int32))
-
-
-def expected(loaded: LoadedModel, prompt: PreparedPrompt, config: SamplingConfig):
-    """What `sample` says to a prompt without pictures."""
-    model, params, processor = loaded
-    return sample(
-        model, params, prompt.tokens[None], config, jax.random.key(0), tokenizer=processor.tokenizer
-    )
-
-
-def assert_same(reader: Reader, result) -> None:
-    assert reader.tokens == result.tokens[0].tolist()
-    assert [p.logprob for p in reader.pieces] == pytest.approx(result.logprobs[0].tolist(), abs=1e-3)
-    assert reader.text == result.texts[0]
-    assert reader.ends == result.finish_reasons
-
+from tests.test_compiles import compilations
 
 CONFIGS = {
     "greedy": {"temperature": 0},
@@ -142,17 +61,6 @@ def test_sample_streaming_gives_the_same(tiny, engine):
     assert reader.tokens == [token.token_id for token in tokens]
     assert reader.text == "".join(token.text for token in tokens)
     assert reader.ends == [stream.finish_reason]
-
-
-def picture(width: int, height: int, seed: int = 0) -> Image.Image:
-    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3)).astype(np.uint8)
-    return Image.fromarray(pixels)
-
-
-def about(loaded: LoadedModel, text: str, *pictures: Image.Image) -> PreparedPrompt:
-    model, _, processor = loaded
-    ids = encode_chat(processor.tokenizer, text, image_pad_id=model.image_pad_id, pictures=len(pictures))
-    return prepare_prompt(model, processor, ids, pictures)
 
 
 def test_pictures_in_several_chunks_give_what_sample_gives(tiny, engine):
@@ -194,13 +102,6 @@ def test_pictures_are_kept_within_a_budget_of_bytes(tiny):
     assert cache.get(seen[1]) is None
     assert cache.get(seen[0]) is not None
     assert (cache.bytes, cache.hits, cache.misses) == (2 * one, 2, 3)
-
-
-def crowd(number: int) -> tuple[PreparedPrompt, SamplingConfig]:
-    """One of many: prompts of 1 to 200 tokens, answers of 3 to 39."""
-    lengths = (1, 16, 17, 200, 64, 65)
-    config = SamplingConfig(seed=number, max_new_tokens=3 + number * 7 % 37, temperature=number % 3 / 2)
-    return words(lengths[number % 6], number), config
 
 
 def test_the_same_tokens_alone_and_among_31_others_that_join_and_leave(tiny, engine):
@@ -246,13 +147,6 @@ def test_a_stream_without_credit_takes_no_step_and_goes_on_as_if_it_had(tiny, en
     assert_same(paused.wait(), expected(tiny(), words(20), config))
 
 
-def until(holds) -> None:
-    deadline = time.monotonic() + 60
-    while not holds():
-        assert time.monotonic() < deadline, "it never came to hold"
-        time.sleep(0.002)
-
-
 def test_a_closed_stream_leaves_its_row_and_hears_no_more(engine):
     reader = Reader()
     engine.submit(words(20), SamplingConfig(seed=1, max_new_tokens=300), reader)
@@ -261,6 +155,29 @@ def test_a_closed_stream_leaves_its_row_and_hears_no_more(engine):
     engine.wake()
     until(lambda: engine.figures.running == 0)
     assert not reader.ends
+
+
+def test_who_goes_while_decoding_takes_at_most_the_step_that_is_on_its_way(engine, monkeypatch):
+    steps: list[int] = []
+    original = batch_module.decode_step
+
+    class Leaving(Reader):
+        def push(self, piece) -> None:
+            super().push(piece)
+            self.closed = len(self.pieces) == 10
+
+    monkeypatch.setattr(
+        batch_module,
+        "decode_step",
+        lambda *a, **k: (steps.append(int(a[4].sum())), original(*a, **k))[1],
+    )
+    leaving, neighbour = Leaving(), Reader()
+    engine.submit(words(9), SamplingConfig(seed=1, max_new_tokens=100), neighbour)
+    until(lambda: neighbour.pieces)
+    engine.submit(words(9), SamplingConfig(seed=1, max_new_tokens=100), leaving)
+    neighbour.wait()
+    assert leaving.closed
+    assert sum(rows - 1 for rows in steps if rows == 2) <= 10  # nine tokens behind the first, and one ahead
 
 
 def test_a_stream_that_is_closed_while_it_waits_is_never_prefilled(engine):
@@ -378,19 +295,6 @@ def test_what_does_not_fit_the_programs_is_refused_at_once(engine):
     for message, (prompt, settings) in wrong.items():
         with pytest.raises(SettingsError, match=message.replace(".", ".+")):
             engine.submit(prompt, SamplingConfig(**{"seed": 1, "max_new_tokens": 2} | settings), Reader())
-
-
-class Broken:
-    """Stands for a function, and raises as many times as it is told."""
-
-    def __init__(self, original, error: Exception, times: int) -> None:
-        self.original, self.error, self.times = original, error, times
-
-    def __call__(self, *args, **kwargs):
-        if self.times > 0:
-            self.times -= 1
-            raise self.error
-        return self.original(*args, **kwargs)
 
 
 def test_a_prompt_that_fails_ends_alone(tiny, engine, monkeypatch):

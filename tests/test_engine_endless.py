@@ -10,10 +10,9 @@ from sample import SamplingConfig, StreamConfig, prepare_inputs, sample_streamin
 from serve import prefill as prefill_module
 from serve.engine import Engine
 from serve.prompt import PreparedPrompt
+from tests.engines import Broken, Reader, about, crowd, expected, picture, until, words
 from tests.test_compiles import compilations
-from tests.test_engine import Broken, Reader, about, crowd, engine, expected, picture, until, words
 
-__all__ = ["engine"]  # a fixture
 LONG = 300  # tokens
 SAMPLING = {"temperature": 1.2, "ignore_eos": True, "no_repeat_ngram_size": 4, "max_new_tokens": LONG}
 
@@ -64,7 +63,7 @@ def test_a_picture_is_seen_again_or_leaves(tiny, engine: Engine, sinks):
 
 
 def test_endless_streams_among_others_change_nobodys_tokens_and_compile_nothing(tiny, engine: Engine):
-    stream = StreamConfig(context=128, sinks=4, tail=40)
+    stream = CASES["few sinks"]
     config = SamplingConfig(seed=7, **SAMPLING)
     endless = [Reader() for _ in range(3)]
     others = [Reader() for _ in range(40)]
@@ -86,13 +85,13 @@ def test_endless_streams_among_others_change_nobodys_tokens_and_compile_nothing(
 
 
 def test_a_full_row_without_credit_is_renewed_when_there_is_some(tiny, engine: Engine):
-    stream = StreamConfig(context=64, sinks=4, tail=20)
-    config = SamplingConfig(seed=7, **SAMPLING | {"max_new_tokens": 100})
-    reader = Reader(credit=25)  # the row is full behind the 24th step
+    stream = CASES["few sinks"]
+    config = SamplingConfig(seed=7, **SAMPLING)
+    reader = Reader(credit=89)  # the row is full behind the 88th step
     engine.submit(words(40), config, reader, stream)
-    until(lambda: len(reader.pieces) == 25)
+    until(lambda: len(reader.pieces) == 89)
     assert reader.reseeds == 0
-    reader.credit = 100
+    reader.credit = LONG
     engine.wake()
     same(reader.wait(), alone(tiny(), words(40).tokens[None], config, stream))
 
@@ -103,16 +102,16 @@ def test_a_stream_that_ends_while_it_is_renewed_leaves_its_row(tiny, engine: Eng
             self.closed = True
             engine.wake()
 
-    stream = StreamConfig(context=64, sinks=4, tail=20)
+    stream = CASES["few sinks"]
     reader = Leaving()
     engine.submit(words(40), SamplingConfig(seed=7, **SAMPLING), reader, stream)
     until(lambda: reader.closed and engine.figures.running == 0)
-    assert len(reader.pieces) == 25
+    assert len(reader.pieces) == 89
 
 
 def test_a_renewal_that_fails_ends_its_stream_alone(tiny, engine: Engine, monkeypatch):
-    stream = StreamConfig(context=64, sinks=4, tail=20)
-    config = SamplingConfig(seed=7, **SAMPLING | {"max_new_tokens": 100})
+    stream = CASES["few sinks"]
+    config = SamplingConfig(seed=7, **SAMPLING)
     original = prefill_module.prefill_chunk
 
     class Failing(Reader):

@@ -28,7 +28,6 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def server(tiny_directory, env, folder) -> Iterator[Server]:
     script = ("tests/faulty_server.py", str(folder))
-    env = env | {"PYTHONPATH": str(Path(__file__).parents[1])}
     with running(tiny_directory(), env, *SMALL, script=script) as server:
         yield server
 
@@ -131,7 +130,6 @@ def test_a_call_that_fails_shows_no_internals_and_its_stream_can_be_taken_up(tin
 
 def test_a_dead_engine_tells_every_stream_and_the_server_is_not_ready(tiny_directory, env, tmp_path):
     script = ("tests/faulty_server.py", str(tmp_path))
-    env = env | {"PYTHONPATH": str(Path(__file__).parents[1])}
     with running(tiny_directory(), env, *SMALL, script=script) as own:
         for code in ("step_failed", "step_failed"):
             (tmp_path / "step").touch()

@@ -16,7 +16,7 @@ from models.qwen3_vl import Qwen3VL
 from sample import SamplingConfig, sample, sample_streaming
 from sample.loops import blocked_followers, history_of, may_block, pushed, repeated_pattern
 from tests.test_compiles import compilations
-from tests.tiny import tiny_config
+from tests.tiny import random_params, tiny_config
 
 V = 7
 WIDTH, WATCHED = 100, 80
@@ -157,7 +157,7 @@ def small():
     config["vision_config"]["deepstack_visual_indexes"] = []
     names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
     model = Qwen3VL(Qwen3VLConfig.from_dict(config | dict(zip(names, range(12, 16), strict=True))))
-    return model, jax.tree.map(lambda x: 5 * x, model.init_params(jax.random.key(0)))
+    return model, random_params(model)
 
 
 # Every token behind 0, and 0 again; but for that of pictures, which no prompt of text has.

@@ -7,15 +7,14 @@ import schemathesis
 from hypothesis import HealthCheck, given, settings
 
 from serve.openapi import describe
-from tests.servers import SMALL, Server, running, warm_environment
+from tests.servers import SMALL, Server, running
 
 _CANNOT_SAY = [schemathesis.checks.positive_data_acceptance]  # ranges that depend on the model
 
 
 @pytest.fixture(scope="module")
-def server(tiny_directory, tmp_path_factory) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("openapi")
-    with running(tiny_directory(), warm_environment(folder), *SMALL, "limits.new_tokens=3") as server:
+def server(tiny_directory, env) -> Iterator[Server]:
+    with running(tiny_directory(), env, *SMALL, "limits.new_tokens=3") as server:
         yield server
 
 

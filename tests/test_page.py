@@ -9,19 +9,15 @@ import httpx
 import pytest
 
 from tests.proxy import proxied
-from tests.servers import SMALL, running, warm_environment
+from tests.servers import SMALL, running
 from tests.test_server import SETTINGS, expected, picture
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 @pytest.fixture(scope="module")
-def env(tmp_path_factory):
-    return warm_environment(tmp_path_factory.mktemp("page") / "cache")
-
-
-@pytest.fixture(scope="module")
-def server(tiny_directory, env):
+def roomy(tiny_directory, env):
+    """For long answers."""
     with running(tiny_directory(), env, *SMALL, "serve.context=1024") as server:
         yield server
 
@@ -127,8 +123,8 @@ def test_the_page_is_one_file_that_may_run_nothing_else(server):
 
 
 @pytest.mark.browser
-def test_the_page_shows_what_sample_gives_tints_it_and_asks_again(tiny, server, visit):
-    page = visit(server.url)
+def test_the_page_shows_what_sample_gives_tints_it_and_asks_again(tiny, roomy, visit):
+    page = visit(roomy.url)
     choose(page, picture())
     settings(page, 40)
     _, result = expected(tiny(), "What's this?", picture(), max_new_tokens=40, **SETTINGS)
@@ -156,8 +152,8 @@ def test_the_page_shows_what_sample_gives_tints_it_and_asks_again(tiny, server, 
 
 
 @pytest.mark.browser
-def test_an_answer_is_stopped_and_the_next_one_comes_whole(tiny, server, visit):
-    page = visit(server.url)
+def test_an_answer_is_stopped_and_the_next_one_comes_whole(tiny, roomy, visit):
+    page = visit(roomy.url)
     make_long(page)
     ask(page, "Hm")
     page.locator(".answer span").nth(3).wait_for(state="attached")
@@ -166,7 +162,7 @@ def test_an_answer_is_stopped_and_the_next_one_comes_whole(tiny, server, visit):
     assert text
     assert figures["finish"] == "cancelled"
     assert page.get_by_role("status").inner_text() == "Stopped."
-    server.until_idle()
+    roomy.until_idle()
     page.unroute("**/v1/stream")
     settings(page, 40)
     ask(page, "What's this?")
@@ -174,9 +170,9 @@ def test_an_answer_is_stopped_and_the_next_one_comes_whole(tiny, server, visit):
 
 
 @pytest.mark.browser
-def test_a_lost_connection_is_taken_up_where_it_broke(tiny, server, visit):
+def test_a_lost_connection_is_taken_up_where_it_broke(tiny, roomy, visit):
     _, result = expected(tiny(), "What's this?", max_new_tokens=60, **SETTINGS)
-    with proxied(server.url) as proxy:
+    with proxied(roomy.url) as proxy:
         page = visit(proxy.url)
         settings(page, 60)
         proxy.cuts = [2500, 1, 700, 1500]  # also before anything of an answer has come
@@ -188,8 +184,8 @@ def test_a_lost_connection_is_taken_up_where_it_broke(tiny, server, visit):
 
 
 @pytest.mark.browser
-def test_a_server_that_is_gone_or_refuses_is_said_in_words(server, visit):
-    with proxied(server.url) as proxy:
+def test_a_server_that_is_gone_or_refuses_is_said_in_words(roomy, visit):
+    with proxied(roomy.url) as proxy:
         page = visit(proxy.url)
         page.get_by_text("Settings").click()
         page.get_by_label("Most").fill("5000")
@@ -203,11 +199,11 @@ def test_a_server_that_is_gone_or_refuses_is_said_in_words(server, visit):
 
 
 @pytest.mark.browser
-def test_where_keys_are_needed_the_browser_asks_for_one(tiny, tiny_directory, tmp_path, visit):
+def test_where_keys_are_needed_the_browser_asks_for_one(tiny, tiny_directory, env, tmp_path, visit):
     key = "some-key-0123456789"
     (tmp_path / "keys").write_text(key)
     settings_of_it = (*SMALL, f"serve.keys_file={tmp_path / 'keys'}")
-    with running(tiny_directory(), warm_environment(tmp_path), *settings_of_it) as guarded:
+    with running(tiny_directory(), env, *settings_of_it) as guarded:
         assert httpx.get(guarded.url).status_code == 401
         page = visit(guarded.url, http_credentials={"username": "", "password": key})
         settings(page, 40)
@@ -216,8 +212,8 @@ def test_where_keys_are_needed_the_browser_asks_for_one(tiny, tiny_directory, tm
 
 
 @pytest.mark.browser
-def test_the_keyboard_is_enough(server, visit):
-    page = visit(server.url)
+def test_the_keyboard_is_enough(roomy, visit):
+    page = visit(roomy.url)
     make_long(page)
     for _ in range(9):
         page.keyboard.press("Tab")
@@ -249,9 +245,9 @@ def test_the_keyboard_is_enough(server, visit):
 
 @pytest.mark.browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_phone_is_wide_enough(server, visit, scheme):
+def test_a_phone_is_wide_enough(roomy, visit, scheme):
     phone = {"width": 360, "height": 740}
-    page = visit(server.url, viewport=phone, is_mobile=True, has_touch=True, color_scheme=scheme)
+    page = visit(roomy.url, viewport=phone, is_mobile=True, has_touch=True, color_scheme=scheme)
     page.get_by_role("button", name="Example: panda climbing").tap()
     page.get_by_alt_text("Your picture: panda_climbing.png").wait_for()
     page.get_by_text("Settings").tap()

@@ -13,8 +13,8 @@ from serve import prefill as prefill_module
 from serve.engine import Engine
 from serve.prefixes import PrefixCache
 from serve.prompt import PreparedPrompt
+from tests.engines import SIZES, Reader, about, assert_same, expected, picture, words
 from tests.test_compiles import compilations
-from tests.test_engine import SIZES, Reader, about, assert_same, expected, picture, words
 
 BLOCK = 64
 CONFIG = SamplingConfig(seed=5, max_new_tokens=20, temperature=1.2)

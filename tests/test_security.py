@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import socket
 from collections.abc import Iterator
 
 import grpc
@@ -18,7 +19,7 @@ from cli.serving import hub_config
 from conf.serve import ServerSettings
 from models.errors import SettingsError
 from serve.rpc import messages
-from tests.servers import SMALL, Server, running, warm_environment
+from tests.servers import SMALL, Server, running
 from tests.test_server import asked, data_url, expected, picture, told
 
 KEYS = {"first": "first-key-0123456789", "second": "second-key-0123456789", "seldom": "seldom-key-0123456789"}
@@ -35,24 +36,23 @@ LIMITS = (
     "limits.stop_length=5",
     "limits.body_bytes=20000",
     "serve.picture_hosts=[localhost:9]",
+    "serve.host_names=[known.example]",
 )
 
 
 @pytest.fixture(scope="module")
-def server(tiny_directory, tmp_path_factory) -> Iterator[Server]:
+def server(tiny_directory, env, tmp_path_factory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("security")
     (folder / "keys").write_text("\n".join(KEYS.values()))
     settings = (*SMALL, *LIMITS, f"serve.keys_file={folder / 'keys'}")
-    with running(tiny_directory(), warm_environment(folder), *settings) as server:
+    with running(tiny_directory(), env, *settings) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
-def open_server(tiny_directory, tmp_path_factory) -> Iterator[Server]:
+def open_server(tiny_directory, env) -> Iterator[Server]:
     """Without keys and rates, so that there may be many requests."""
-    with running(
-        tiny_directory(), warm_environment(tmp_path_factory.mktemp("open")), *SMALL, *LIMITS[1:]
-    ) as server:
+    with running(tiny_directory(), env, *SMALL, *LIMITS[1:]) as server:
         yield server
 
 
@@ -178,6 +178,41 @@ def test_pages_of_other_servers_ask_nothing_and_read_nothing(open_server, origin
     assert (
         httpx.post(f"{open_server.url}/v1/stream", content=body, headers=own, timeout=60).status_code == 200
     )
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("127.0.0.1", 200),
+        ("LocalHost:8000", 200),
+        ("[::1]:8000", 200),
+        ("known.example", 200),
+        ("evil.example", 421),
+        ("127.0.0.1.evil.example", 421),
+        ("localhost.evil.example:80", 421),
+        ("known.example.evil.example", 421),
+        ("2130706433", 421),
+        ("[::1", 421),
+        ("", 421),
+    ],
+)
+def test_without_keys_no_name_of_a_foreign_page_leads_here(open_server, server, host, status):
+    headers = {"Host": host}
+    for path in ("/", "/v1/models", "/health"):
+        assert httpx.get(open_server.url + path, headers=headers).status_code == status
+    assert httpx.get(open_server.metrics_url, headers=headers).status_code == status
+    posted = httpx.post(f"{open_server.url}/v1/stream", json={}, headers=headers)
+    assert (posted.status_code, posted.json()["error"]["code"]) == (
+        (400, "invalid_value") if status == 200 else (421, "unknown_host")
+    )
+    assert httpx.get(f"{server.url}/v1/models", headers=headers | bearer("first")).status_code == 200
+
+
+def test_a_web_socket_of_a_foreign_name_is_refused(open_server):
+    there = socket.create_connection(open_server.address)
+    with there, pytest.raises(InvalidStatus) as refused:
+        connect("ws://evil.example/v1/stream/ws", sock=there, proxy=None)
+    assert refused.value.response.status_code == 421
 
 
 def file_of(size: int) -> str:
@@ -323,6 +358,7 @@ def test_a_hostile_picture_is_one_error_and_the_next_request_works(open_server, 
 def test_settings_that_let_in_the_wrong_ones_are_refused_by_their_name():
     for name, value, message in (
         ("keys_file", "/nowhere", "serve.keys_file: /nowhere: No such file"),
+        ("host_names", ["a.example:80"], "serve.host_names: 'a.example:80'"),
         ("rate", "often", "serve.rate: got 'often'"),
         ("picture_hosts", ["http://a.example"], "serve.picture_hosts: 'http://a.example'"),
     ):

@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 from sample import SamplingConfig, prepare_inputs, sample
+from tests import commands
 from tests.servers import SMALL, Server, running
 
 
@@ -311,7 +312,7 @@ def test_what_is_just_within_the_limits_is_answered(server, client):
 
 def test_models_health_and_readiness(server, client):
     (model,) = client.models.list().data
-    assert (model.id, model.owned_by) == ("tied-hub", "saccade")
+    assert (model.id, model.owned_by) == ("small-hub", "saccade")
     assert server.health()["status"] == "ok"
     assert httpx.get(f"{server.url}/ready").json() == {"ready": True}
     assert httpx.get(f"{server.url}/nowhere").status_code == 404
@@ -350,7 +351,7 @@ def test_metrics_add_up(server, client):
 
 
 def test_sigterm_lets_streams_end_and_takes_no_new_ones(tiny_directory, env, server):
-    with running(tiny_directory(), env, *SMALL, wait=False) as own:
+    with running(tiny_directory(), env, *SMALL, wait=False, start=commands.start) as own:
         loading = httpx.post(f"{own.url}/v1/stream", json={"messages": asked("a")})
         assert loading.status_code == 503 or own.health()["rows"]
         own.wait_for("^ready")
@@ -393,5 +394,5 @@ def test_what_does_not_end_in_time_gets_an_error_when_the_server_stops(tiny_dire
     ],
 )
 def test_wrong_settings_are_one_line(tiny_directory, env, setting, message):
-    with pytest.raises(AssertionError, match=message), running(tiny_directory(), env, *SMALL, setting):
+    with pytest.raises(RuntimeError, match=message), running(tiny_directory(), env, *SMALL, setting):
         pass

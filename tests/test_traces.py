@@ -19,7 +19,7 @@ from serve.events import Start
 from serve.job import Piece
 from serve.stream import Stream
 from serve.traces import Traces
-from tests.servers import SMALL, running, warm_environment
+from tests.servers import SMALL, running
 from tests.test_server import asked, told
 
 
@@ -133,11 +133,11 @@ def collector() -> Iterator[tuple[str, list[Any]]]:
 
 
 @pytest.mark.slow
-def test_the_server_sends_them_as_children_of_what_its_caller_traces(tiny_directory, tmp_path, collector):
+def test_the_server_sends_them_as_children_of_what_its_caller_traces(tiny_directory, env, collector):
     endpoint, spans = collector
     settings = (*SMALL, f"telemetry.otlp_endpoint={endpoint}")
     caller = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
-    with running(tiny_directory(), warm_environment(tmp_path), *settings) as server:
+    with running(tiny_directory(), env, *settings) as server:
         headers = {"traceparent": f"00-{caller[0]}-{caller[1]}-01"}
         body = {"messages": asked("Hm"), "max_tokens": 3}
         events = told(httpx.post(f"{server.url}/v1/stream", json=body, headers=headers, timeout=60))

@@ -19,11 +19,13 @@ def test_the_mean_of_two_checkpoints_loads(tmp_path: Path) -> None:
     model, params, _ = load_model(EMBEDDED, dtype=jnp.float32)
     shifted = tmp_path / "shifted"
     average([EMBEDDED], shifted)  # its own mean
-    save_checkpoint(shifted, model.config, jax.tree.map(lambda x: x + 0.5, params), jnp.bfloat16)
+    save_checkpoint(shifted, model.config, jax.tree.map(lambda x: np.asarray(x) + 0.5, params), jnp.bfloat16)
     average([EMBEDDED, shifted], tmp_path / "mean")
     mean = load_model(tmp_path / "mean", dtype=jnp.float32)
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b + 0.25, rtol=0.01, atol=0.003), mean.params, params
+        lambda a, b: np.testing.assert_allclose(a, np.asarray(b) + 0.25, rtol=0.01, atol=0.003),
+        mean.params,
+        params,
     )
 
 

@@ -215,7 +215,8 @@ def test_a_lost_connection_is_taken_up_at_every_event(server):
 def test_a_lost_connection_is_taken_up_in_the_middle_of_a_character(tiny, server):
     first, second = tiny().processor.tokenizer.convert_tokens_to_ids(["Ã", "©"])  # the bytes of é
     bias = {str(first): 100.0, str(second): 100.0}
-    with opened(server, logit_bias=bias, temperature=2.0, max_tokens=26) as client:
+    turns = {"temperature": 2.0, "frequency_penalty": 2.0}  # so that each follows the other
+    with opened(server, logit_bias=bias, **turns, max_tokens=26) as client:
         events, text = client.rest(), client.text
     halves = [e["id"] for e in client.deltas if not e["text"] and e["token_ids"] == [first]]
     assert (len(halves) > 0, "é" in text) == (True, True)

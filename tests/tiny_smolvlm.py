@@ -5,16 +5,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
-from flax.traverse_util import flatten_dict
 from safetensors.numpy import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from models.smolvlm import SmolVLM
 from models.smolvlm_config import SmolVLMConfig
-from models.weights import checkpoint_name
+from tests.tiny import random_params, tensors_of
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "tied": {
@@ -149,26 +147,10 @@ def patches_of(tiles: np.ndarray, size: int) -> np.ndarray:
 
 
 def tiny_tensors(config: dict[str, Any], seed: int = 0) -> dict[str, np.ndarray]:
-    """Random float32 weights by their names on disk; large enough that logits differ clearly."""
+    """Random float32 weights by their names on disk."""
     parsed = SmolVLMConfig.from_dict(config)
-    shapes = flatten_dict(jax.eval_shape(SmolVLM(parsed).init_params, jax.random.key(0)))
-    rng = np.random.default_rng(seed)
-    tensors = {}
-    for path in sorted(shapes):
-        shape = shapes[path].shape
-        noise = rng.standard_normal(shape, dtype=np.float32)
-        if path[-1] == "scale":
-            value = 1 + 0.1 * noise
-        elif path[-1] == "bias":
-            value = 0.1 * noise
-        else:
-            value = noise / np.sqrt(shape[0]) if path[-1] == "kernel" else 0.3 * noise
-        name = checkpoint_name(path)
-        stored = value.T if path[-1] == "kernel" else value
-        if name.endswith("patch_embedding.weight"):
-            stored = stored.reshape(-1, *parsed.vision.patch_shape)
-        tensors[name] = np.ascontiguousarray(stored, dtype=np.float32)
-    return tensors
+    params = random_params(SmolVLM(parsed), seed)
+    return tensors_of(params, "patch_embedding.weight", parsed.vision.patch_shape)
 
 
 def write_processor(directory: Path, variant: str = "tied") -> None:

@@ -348,13 +348,15 @@ class Run:
 
     def update(self, state: State, batch: Batch, index: int) -> tuple[State, dict[str, Array]]:
         inputs, places = self.inputs(batch)
-        pixels, shown = self.paint(batch, inputs, index)
-        rest = (inputs, pixels, shown, places, self.weights)
-        return update(*self._fixed, state, self.rates[index], *rest)
+        painted = self.paint(batch, inputs, index)
+        return self._update(update, state, inputs, painted, places, index)
 
-    @property
-    def _fixed(self) -> tuple[Any, ...]:
-        return self.model, self.optimizer, self.settings.seeing
+    def _update(
+        self, function: Any, state: State, inputs: Inputs, painted: Any, places: Any, index: int
+    ) -> Any:
+        """`function` is `update`, or lowers it."""
+        fixed = self.model, self.optimizer, self.settings.seeing
+        return function(*fixed, state, self.rates[index], inputs, *painted, places, self.weights)
 
     def compile(self, state: State) -> None:
         """Fill the compile cache for all shapes to come, in threads: in turn it takes minutes."""
@@ -374,9 +376,8 @@ class Run:
         for batch, inputs, places in ready:
             if (shape := (room(batch.grid), batch.tokens.shape)) not in seen:
                 seen.add(shape)
-                pixels, shown = jax.eval_shape(partial(self.paint, batch, inputs, 0))
-                rest = (inputs, pixels, shown, places, self.weights)
-                lowered.append(update.lower(*self._fixed, state, self.rates[0], *rest))
+                painted = jax.eval_shape(partial(self.paint, batch, inputs, 0))
+                lowered.append(self._update(update.lower, state, inputs, painted, places, 0))
         with ThreadPoolExecutor() as pool:
             list(pool.map(lambda program: program.compile(), lowered))
 

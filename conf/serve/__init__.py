@@ -21,6 +21,11 @@ class ServeSettings:
         "API keys: who has none is not let in",
         "a path to a file with a key on each line, or null: everybody is",
     )
+    host_names: list[str] = typed(
+        [],
+        "without keys: names by which the server may be called, beside localhost and addresses",
+        "a list [example.com], or null: none",
+    )
     rate: str | None = typed(
         None,
         "how often a key may begin a stream; without keys, all together",

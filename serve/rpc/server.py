@@ -12,7 +12,6 @@ from serve.hub import Hub
 from serve.rpc import messages
 from serve.rpc.service import Service
 
-_LOOK = 0.1  # seconds
 _OPTIONS = {
     "grpc.so_reuseport": 0,  # a second server on the port would take half of the calls
     "grpc.http2.bdp_probe": 0,  # windows that grow would hide that a reader has stopped
@@ -54,7 +53,8 @@ class RpcServer:
     async def _follow(self) -> None:
         with contextlib.suppress(asyncio.CancelledError):
             while True:
-                await asyncio.sleep(_LOOK)
+                await self._hub.turned.wait()
+                self._hub.turned.clear()
                 await self._tell_health()
 
     async def _tell_health(self) -> None:
