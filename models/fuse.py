@@ -5,12 +5,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from models.blocks import JOINED
+from models.config_parts import DecoderConfig
 from models.model import Model
 
-_PARTS = {part: joined for joined, parts in JOINED.items() for part in parts}
+_JOINED_AS = {part: joined for joined, parts in JOINED.items() for part in parts}
 
 
 def fuse(model: Model, params: Any) -> tuple[Model, Any]:
@@ -28,11 +30,33 @@ def fuse(model: Model, params: Any) -> tuple[Model, Any]:
     return model.clone(fused=True), params
 
 
+def unfused(config: DecoderConfig, params: Any) -> Any:
+    """Parameters as a checkpoint has them, from those of `fuse`; others stay as they are."""
+    counts = (config.num_attention_heads, config.num_key_value_heads, config.num_key_value_heads)
+    features = {
+        "qkv_proj": tuple(count * config.head_dim for count in counts),
+        "gate_up_proj": (config.intermediate_size,) * 2,
+    }
+
+    def plain(tree: Any) -> Any:
+        made: dict[str, Any] = {}
+        for name, part in tree.items():
+            if not isinstance(part, dict):
+                made[name] = part
+            elif "weight" in part:
+                made |= _parted(JOINED.get(name, (name,)), features.get(name), part)
+            else:
+                made[name] = plain(part)
+        return made
+
+    return plain(params)
+
+
 def _fused(module: dict[str, Any]) -> dict[str, Any]:
     """One module of a layer: its products by rows, those of one input together, its norms as they are."""
     made: dict[str, Any] = {}
     for name, part in module.items():
-        joined = _PARTS.get(name, name)
+        joined = _JOINED_AS.get(name, name)
         if "kernel" not in part:
             made[name] = part
         elif joined not in made:
@@ -50,3 +74,16 @@ def _joined(linears: Sequence[dict[str, Array]]) -> dict[str, Array]:
 @jax.jit
 def _rows(kernels: list[Float[Array, "I _"]]) -> Float[Array, "O I"]:
     return jnp.concatenate(kernels, axis=1).T
+
+
+def _parted(
+    names: Sequence[str], features: Sequence[int] | None, joined: dict[str, Array]
+) -> dict[str, dict[str, Array]]:
+    ends = [] if features is None else np.cumsum(features)[:-1].tolist()
+    made = {
+        name: {"kernel": part.T} for name, part in zip(names, jnp.split(joined["weight"], ends), strict=True)
+    }
+    if "bias" in joined:
+        for name, part in zip(names, jnp.split(joined["bias"], ends), strict=True):
+            made[name]["bias"] = part
+    return made

@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 from safetensors import SafetensorError, safe_open
 
 from models.errors import CheckpointError
+from models.fuse import unfused
 from models.json_file import read_json
 from models.model import Model
 
@@ -59,7 +60,7 @@ def load_params(directory: Path, model: Model, dtype: DTypeLike, progress: Progr
 
 
 def save_checkpoint(directory: Path, config: Any, params: Any, dtype: DTypeLike = jnp.bfloat16) -> None:
-    """Write `params` as one `model.safetensors` with the checkpoint's names and layouts.
+    """Write `params`, fused or not, as one `model.safetensors` with the checkpoint's names and layouts.
 
     Args:
         config: the family's configuration.
@@ -67,7 +68,7 @@ def save_checkpoint(directory: Path, config: Any, params: Any, dtype: DTypeLike 
     from safetensors.flax import save_file  # noqa: PLC0415  (imports all of flax.serialization)
 
     tensors = {}
-    leaves: dict[tuple[str, ...], Any] = flatten_dict(params)
+    leaves: dict[tuple[str, ...], Any] = flatten_dict(unfused(config.text, params))
     for path, value in leaves.items():
         name = checkpoint_name(path)
         stored = jnp.asarray(value.T if path[-1] == "kernel" else value, dtype)
