@@ -45,7 +45,7 @@ def layer_case(c, batch, dtype, seed=0):
     key = partial(jax.random.fold_in, jax.random.key(seed))
     x = jax.random.normal(key(0), (batch, 1, c.hidden_size), dtype)
     angles = jax.random.uniform(key(1), (batch, 1, c.head_dim // 2), maxval=6.0)
-    filled = jnp.array([37, 0, 64, 127][:batch], jnp.int32)
+    filled = jnp.array([127, 37, 0, 64][:batch], jnp.int32)  # the first row's last slot
     buffers = (
         jax.random.normal(key(2), (batch, c.num_key_value_heads, c.head_dim, SLOTS), dtype),
         jax.random.normal(key(3), (batch, c.num_key_value_heads, SLOTS, c.head_dim), dtype),

@@ -108,7 +108,8 @@ def _attend(shape: _Shape, eps: float | None, *refs: Any) -> None:
     start, end = split * each, jnp.minimum(split * each + each, blocks)
 
     def visible(i: Array) -> Array:
-        return i * SLOTS + jnp.arange(SLOTS) < jnp.where(i < end, length, 0)
+        own = (i >= start) & (i < end)
+        return i * SLOTS + jnp.arange(SLOTS) < jnp.where(own, length, 0)
 
     def block(i: Array) -> tuple[Array, Array, Array]:
         at = pl.ds(i * SLOTS, SLOTS)
@@ -119,7 +120,7 @@ def _attend(shape: _Shape, eps: float | None, *refs: Any) -> None:
             triton.load(values.at[row, head, at, pl.ds(0, D)], mask=seen, other=0),
         )
 
-    first = jnp.minimum(start, keys.shape[3] // SLOTS - 1)
+    first = jnp.minimum(start, keys.shape[3] // SLOTS - 1)  # of a split that has none: another's, unseen
     ahead = block(first)  # on its way while queries and key are made
 
     def halves(heads: Array) -> tuple[Array, Array]:
