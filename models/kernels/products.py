@@ -30,12 +30,14 @@ class Tiles(NamedTuple):
 
 USUAL = Tiles(8, 512, 4)
 TILES = {  # measured on an H200, by kind and columns of the matrix
-    ("product", 4096): Tiles(4, 1024, 8),
-    ("gated", 4096): Tiles(4, 1024, 4),
-    ("onto", 2048): Tiles(8, 2048, 4),
-    ("onto", 4096): Tiles(8, 1024, 4),
-    ("onto", 6144): Tiles(4, 2048, 4),
-    ("onto", 12288): Tiles(4, 1024, 8),
+    ("product", 2048): Tiles(4, 512, 4),
+    ("gated", 2048): Tiles(2, 1024, 4),
+    ("onto", 2048): Tiles(2, 2048, 8),
+    ("onto", 6144): Tiles(2, 1024, 4),
+    ("product", 4096): Tiles(16, 512, 4),
+    ("gated", 4096): Tiles(2, 1024, 4),
+    ("onto", 4096): Tiles(16, 2048, 8),
+    ("onto", 12288): Tiles(16, 512, 8),
 }
 
 
