@@ -239,27 +239,29 @@ class Hub:
             Problem: another reader has come, or this one was too slow for the ring. The stream goes on.
         """
         stream = live.stream
+        live.news.set()  # of what there is already
         try:
             while True:
+                await live.news.wait()
                 live.news.clear()
+                over = stream.closed  # before what is read: its last event is among that
                 events = _read(stream, ticket, after)
-                beat = stream.heartbeat()
                 if events:
                     after = events[-1].id or after
-                elif beat is not None and live.silent(self.config.heartbeat):
+                elif over:  # the reader has come back behind the end
+                    return
+                elif live.silent(self.config.heartbeat) and (beat := stream.heartbeat()) is not None:
                     events = [beat]
                     self.metrics.heartbeats.inc()
-                if events:
-                    live.told = time.monotonic()
-                    yield events
-                    if events[-1].terminal:
-                        return
-                elif stream.closed:  # the reader has come back behind the end
-                    return
                 else:
-                    await live.news.wait()
+                    continue
+                live.told = time.monotonic()
+                yield events
+                if events[-1].terminal:
+                    return
         finally:
             stream.detach(ticket)
+            live.news.set()  # another reader may be there, who has not heard of it
 
     @property
     def context(self) -> int:

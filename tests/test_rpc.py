@@ -281,9 +281,11 @@ def test_a_reader_that_goes_while_a_write_waits_for_it_leaves_nothing(server, cl
     """gRPC then raises an error of its own in the write, and no CancelledError."""
     until(lambda: server.metrics()["saccade_streams_active"] == 0)
     narrow = Client(server.rpc, ("grpc.http2.lookahead_bytes", 1024), ("grpc.http2.bdp_probe", 0))
-    calls = [narrow.generate(long(logprobs=True, top_logprobs=20), timeout=60) for _ in range(3)]
-    for call in calls:
-        next(call)
+    calls = []
+    for _ in range(3):
+        calls.append(narrow.generate(long(logprobs=True, top_logprobs=20), timeout=60))
+        next(calls[-1])
+        until(lambda: server.health()["waiting"] == 0)  # few may wait
     until(lambda: server.metrics()["saccade_unacked_chunks"] == 3 * WINDOW)  # and so no write has ended
     for call in calls:
         call.cancel()
