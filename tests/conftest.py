@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +43,10 @@ CHECKED = {
     "sample": ["logits", "loops", "reseed", "stats", "step"],
     "serve": ["batch", "endless", "prefill", "prefixes", "prompt", "rows"],
 }
-install_import_hook(
-    [f"{room}.{name}" for room, names in CHECKED.items() for name in names], "beartype.beartype"
-)
+if find_spec("beartype"):  # a lent accelerator's machine may be without
+    install_import_hook(
+        [f"{room}.{name}" for room, names in CHECKED.items() for name in names], "beartype.beartype"
+    )
 
 from models import LoadedModel, load_model  # noqa: E402
 from tests.tiny import tiny_checkpoint  # noqa: E402
