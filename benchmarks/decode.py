@@ -30,7 +30,7 @@ import numpy as np
 from benchmarks import limits, records
 from benchmarks.compiles import Compiled, compilations, kept_programs
 from benchmarks.decode_plot import draw_plot
-from benchmarks.drivers import DRAWN, Driver, drivers, prompt_tokens
+from benchmarks.drivers import DRAWN, Driver, drivers, prompt_tokens, slots_needed
 from benchmarks.options import run
 from benchmarks.peers import Peer, peer_names, sampling
 from benchmarks.shapes import Subject, subject
@@ -74,7 +74,7 @@ def cases(options: Options) -> list[Case]:
     slots = options.slots or (None,)
     made = [Case(*sizes) for sizes in product(options.batch, filled, slots)]
     for case in made:
-        needed = case.filled + options.new_tokens + 2
+        needed = slots_needed(case.filled, options.new_tokens)
         if case.slots is not None and case.slots < needed:
             raise SettingsError(
                 f"slots: {case.slots}; allowed: from {needed} up, for {case.filled} filled"
@@ -115,10 +115,8 @@ def measure(
     """Seconds per step of each contestant in each repeat, and the bandwidth before it."""
     contestants = dict(ours)
     if peer is not None:
-        tokens, how = (
-            prompt_tokens(what, case.batch, case.filled),
-            sampling(None if options.greedy else DRAWN),
-        )
+        tokens = prompt_tokens(what, case.batch, case.filled)
+        how = sampling(None if options.greedy else DRAWN)
         for name in peer_names(options.peers):
             contestants[name] = peer.decode(name, tokens, options.new_tokens, how)
     for contestant in contestants.values():
@@ -139,7 +137,7 @@ def figures(
     filled = case.filled + options.new_tokens / 2  # on average
     weights = limits.weight_bytes(what.model, case.batch)
     cache = limits.cache_bytes(what.model, case.batch, filled)
-    slots = bucket(case.slots or case.filled + options.new_tokens + 2, 256)
+    slots = bucket(case.slots or slots_needed(case.filled, options.new_tokens), 256)
     by_name = {}
     for name, each in seconds.items():
         taken = np.array(each)

@@ -32,7 +32,7 @@ def drivers(
         slots: of the cache's buffer, rounded up to a bucket; None: as many as are needed.
     """
     tokens = prompt_tokens(subject, batch, filled)
-    room = rounded(new_tokens) + 2 if slots is None else slots - filled
+    room = (slots or slots_needed(filled, new_tokens)) - filled
     how: dict[str, Any] = {"temperature": 0} if greedy else DRAWN
     config = SamplingConfig(max_new_tokens=room, **how)
     streaming = _streaming if batch == 1 else _batch_streaming
@@ -42,9 +42,14 @@ def drivers(
     }
 
 
-def rounded(new_tokens: int) -> int:
+def slots_needed(filled: int, new_tokens: int) -> int:
+    """For a prompt, its first token, the steps that are measured, and one more that is not."""
+    return filled + _programs(new_tokens) * STEPS + 2
+
+
+def _programs(new_tokens: int) -> int:
     """`sample` takes its steps so many at a time."""
-    return -(-new_tokens // STEPS) * STEPS
+    return -(-new_tokens // STEPS)
 
 
 def _streaming(subject: Subject, tokens: np.ndarray, config: SamplingConfig, steps: int) -> float:
@@ -77,10 +82,11 @@ def _batch_streaming(subject: Subject, tokens: np.ndarray, config: SamplingConfi
 def _sample(subject: Subject, tokens: np.ndarray, config: SamplingConfig, new_tokens: int) -> float:
     """`sample` asks whether it is cancelled behind the first token, and then behind each program."""
     times: list[float] = []
+    programs = _programs(new_tokens)
 
     def cancelled() -> bool:
         times.append(time.perf_counter())
-        return len(times) > rounded(new_tokens) // STEPS
+        return len(times) > programs
 
     sample(
         subject.model,
@@ -91,4 +97,4 @@ def _sample(subject: Subject, tokens: np.ndarray, config: SamplingConfig, new_to
         tokenizer=subject.tokenizer,
         cancelled=cancelled,
     )
-    return (times[-1] - times[0]) / rounded(new_tokens)
+    return (times[-1] - times[0]) / (programs * STEPS)

@@ -152,6 +152,7 @@ def test_the_peer_is_measured_in_turns(tmp_path):
         (["model=embedded", "shape=tiny"], "model=embedded shape=tiny; allowed: one of the two"),
         (["shape=huge"], "shape: 'huge'; allowed: qwen3_vl_2b, qwen3_vl_8b, tiny"),
         (["shape=tiny", "filled=100", "slots=128"], "slots: 128; allowed: from 230 up"),
+        (["shape=tiny", "filled=100", "slots=256", "new_tokens=129"], "slots: 256; allowed: from 294 up"),
         (["shape=tiny", "peers=vllm"], "peers: 'vllm'; allowed: none, transformers, all"),
         (["shape=tiny", "batch=0"], "batch, new_tokens and repeats: 0"),
     ],
