@@ -10,13 +10,17 @@ from sample.step import OUT_OF_LENGTH, RUNNING, STOPPED
 FinishReason = Literal["stop", "length", "repetition", "cancelled", "error"]
 Alternatives = list[tuple[int, float]]  # (token id, logprob), the likeliest first
 
+_REASONS: dict[int, FinishReason | None] = {RUNNING: None, STOPPED: "stop", OUT_OF_LENGTH: "length"}
+
 
 def finish_reason(status: int) -> FinishReason | None:
     """What a row's status says; None while it runs."""
-    return {RUNNING: None, STOPPED: "stop", OUT_OF_LENGTH: "length"}.get(status, "repetition")
+    return _REASONS.get(status, "repetition")
 
 
 def alternatives(ids: np.ndarray, logprobs: np.ndarray, config: SamplingConfig) -> Alternatives:
     """As many of one token's alternatives as `config` asks for."""
     wanted = config.top_logprobs
+    if not wanted:
+        return []
     return list(zip(ids[:wanted].tolist(), logprobs[:wanted].tolist(), strict=True))

@@ -292,9 +292,10 @@ class Stream:
         text = "".join(piece.text for piece in pieces) + rest
         if not self._allowed(text):
             return
-        logprobs = [TokenLogprob(p.token_id, p.logprob, p.top_logprobs) for p in pieces]
-        ids = [piece.token_id for piece in pieces]
-        self._emit(Delta(self._shown, text, ids, logprobs if self._logprobs else None))
+        logprobs = None
+        if self._logprobs:
+            logprobs = [TokenLogprob(p.token_id, p.logprob, p.top_logprobs) for p in pieces]
+        self._emit(Delta(self._shown, text, [piece.token_id for piece in pieces], logprobs))
         self._shown += len(pieces)
         self._credits.sent(self._made, self._clock())
 
