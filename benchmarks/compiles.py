@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 _FETCHED = "/jax/compilation_cache/cache_hits"
@@ -28,20 +29,30 @@ class Compiled(NamedTuple):
         return f"{self.run_seconds:.1f} s, compiled {self.compiled} of {self.programs} programs"
 
 
+_CACHE = {
+    "jax_compilation_cache_dir": None,
+    "jax_persistent_cache_min_compile_time_secs": 0,
+    "jax_persistent_cache_min_entry_size_bytes": -1,
+}
+
+
 @contextmanager
 def kept_programs() -> Iterator[None]:
-    """JAX keeps what it compiles in a folder: the user's, or one for as long as this lasts."""
-    if jax.config.jax_compilation_cache_dir:  # pyright: ignore[reportAttributeAccessIssue]
-        yield
-        return
+    """JAX keeps all that it compiles in a folder: the user's, or one for as long as this lasts."""
+    given = {name: getattr(jax.config, name) for name in _CACHE}
     with tempfile.TemporaryDirectory() as folder:
-        jax.config.update("jax_compilation_cache_dir", folder)
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+        wanted = _CACHE | {"jax_compilation_cache_dir": given["jax_compilation_cache_dir"] or folder}
+        _configure(wanted)
         try:
             yield
         finally:
-            jax.config.update("jax_compilation_cache_dir", None)
+            _configure(given)
+
+
+def _configure(values: dict[str, Any]) -> None:
+    for name, value in values.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()  # what is open still writes to the folder before
 
 
 def compilations(run: Callable[[], Any]) -> Compiled:

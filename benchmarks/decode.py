@@ -85,6 +85,7 @@ def cases(options: Options) -> list[Case]:
 
 def first_and_second(runs: dict[str, Driver]) -> dict[str, tuple[Compiled, Compiled]]:
     """What each compiles, and what it does in the next process: between the two, JAX's memory is cleared."""
+    jax.clear_caches()  # of what was compiled before, and so is not among what is kept
     first = {name: compilations(run) for name, run in runs.items()}
     jax.clear_caches()
     return {name: (first[name], compilations(run)) for name, run in runs.items()}
