@@ -43,7 +43,7 @@ CHECKED = {
     "sample": ["logits", "loops", "reseed", "stats", "step"],
     "serve": ["batch", "endless", "prefill", "prefixes", "prompt", "rows"],
 }
-if find_spec("beartype"):  # a lent accelerator's machine may be without
+if find_spec("beartype"):  # the checks are left out where it is missing
     install_import_hook(
         [f"{room}.{name}" for room, names in CHECKED.items() for name in names], "beartype.beartype"
     )
