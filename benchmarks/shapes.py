@@ -161,8 +161,8 @@ def subject(model: str, shape: str, dtype: str, *, vision: bool) -> Subject:
 
 
 def parameter_shapes(model: Model) -> dict[tuple[str, ...], Any]:
-    """Of all parameters, by their path."""
-    return flatten_dict(jax.eval_shape(model.init_params, jax.random.key(0)))
+    """Of all parameters, by their path in a checkpoint, also where the model's are fused."""
+    return flatten_dict(jax.eval_shape(model.clone(fused=False).init_params, jax.random.key(0)))
 
 
 def random_params(model: Model, *, vision: bool, seed: int = 0) -> Any:

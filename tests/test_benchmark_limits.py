@@ -56,6 +56,7 @@ def test_operations_of_a_step_are_two_per_weight_and_attention(tiny):
     c = model.config.text
     scores = 4 * c.num_hidden_layers * c.num_attention_heads * c.head_dim * 10
     assert limits.step_operations(model, 2, 10) == 2 * (2 * products + scores)
+    assert limits.step_operations(model.clone(fused=True), 2, 10) == 2 * (2 * products + scores)
     del params
 
 
