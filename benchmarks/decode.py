@@ -183,7 +183,7 @@ def table(content: dict[str, Any]) -> str:
         where = f"batch {case['batch']}, {case['filled']} filled of {case['slots']}"
         for name, found in case["contestants"].items():
             cells = " | ".join(
-                shown(found[key], digits)
+                records.shown(found[key], digits)
                 for key, digits in (
                     ("tokens_per_second", 0),
                     ("ms_per_token", 2),
@@ -192,9 +192,10 @@ def table(content: dict[str, Any]) -> str:
                 )
             )
             lines.append(f"| {case['batch']} | {case['filled']} | {case['slots']} | {name} | {cells} |")
-        limit = f"limit {shown(case['limit_tokens_per_second'], 0)} tokens/s"
-        speed = f"at {shown({k: v / 1e9 for k, v in case['bandwidth'].items() if k != 'repeats'}, 1)} GB/s"
-        made = "; ".join(f"{name} {shown(ratio, 2)}" for name, ratio in case["ratios"].items())
+        limit = f"limit {records.shown(case['limit_tokens_per_second'], 0)} tokens/s"
+        gigabytes = {key: case["bandwidth"][key] / 1e9 for key in ("median", "low", "high")}
+        speed = f"at {records.shown(gigabytes, 1)} GB/s"
+        made = "; ".join(f"{name} {records.shown(ratio, 2)}" for name, ratio in case["ratios"].items())
         below.append(f"{where}: {limit} {speed}; {made}")
     for name, both in content["compile"].items():
         first, second = (Compiled(**run) for run in both)
@@ -206,10 +207,6 @@ def table(content: dict[str, Any]) -> str:
             f"peak memory {content['peak_bytes'] / 1e9:.2f} GB, {share:.2f} of weights + largest cache"
         )
     return "\n".join([*lines, "", *below])
-
-
-def shown(found: dict[str, Any], digits: int) -> str:
-    return f"{found['median']:,.{digits}f} ({found['low']:,.{digits}f}..{found['high']:,.{digits}f})"
 
 
 def benchmark(options: Options) -> dict[str, Any]:
@@ -243,8 +240,7 @@ def benchmark(options: Options) -> dict[str, Any]:
         "cases": measured,
     }
     print(
-        f"{content['device']} ({content['processor']}, {content['cores']} cores), {content['date'][:10]}:"
-        f" {what.name}, {content['dtype']}, {'greedy' if options.greedy else DRAWN}"
+        f"{records.heading(content)} {what.name}, {content['dtype']}, {'greedy' if options.greedy else DRAWN}"
     )
     print(f"median (lowest..highest) of {options.repeats} repeats of {options.new_tokens} tokens\n")
     print(table(content))

@@ -24,7 +24,6 @@ from PIL import Image
 
 from benchmarks import records
 from benchmarks.compiles import kept_programs
-from benchmarks.decode import shown
 from benchmarks.measure import interleaved
 from benchmarks.options import run
 from benchmarks.peers import Peer, peer_names
@@ -153,17 +152,12 @@ def benchmark(options: Options) -> dict[str, Any]:
         "ratios": {f"{name} / {_TOTAL}": records.spread(seconds[name] / seconds[_TOTAL]) for name in peers},
         "peak_bytes": records.peak_memory(),
     }
-    print(
-        f"{content['device']} ({content['processor']}, {content['cores']} cores), {content['date'][:10]}:",
-        end=" ",
-    )
-    print(
-        f"{what.name}, {content['dtype']}, {options.kind} of {options.picture} + {options.text} text tokens"
-    )
+    asked = f"{options.kind} of {options.picture} + {options.text} text tokens"
+    print(f"{records.heading(content)} {what.name}, {content['dtype']}, {asked}")
     print(f"median (lowest..highest) of {options.repeats} repeats\n\n| | ms |\n|---|---|")
     for name, found in content["milliseconds"].items():
-        print(f"| {name} | {shown(found, 2)} |")
-    print("\n" + "; ".join(f"{name} {shown(found, 2)}" for name, found in content["ratios"].items()))
+        print(f"| {name} | {records.shown(found, 2)} |")
+    print("\n" + "; ".join(f"{name} {records.shown(found, 2)}" for name, found in content["ratios"].items()))
     print("written:", records.write(options.out, "first_token", content))
     return content
 

@@ -6,7 +6,7 @@ import importlib.util
 import json
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,16 @@ def spread(values: Sequence[float] | np.ndarray) -> dict[str, Any]:
     """Median, lowest, highest, and all repeats."""
     array = np.asarray(values, np.float64)
     return {**Spread.of(array)._asdict(), "repeats": array.tolist()}
+
+
+def shown(found: Mapping[str, Any], digits: int) -> str:
+    """What `spread` made, for people."""
+    return f"{found['median']:,.{digits}f} ({found['low']:,.{digits}f}..{found['high']:,.{digits}f})"
+
+
+def heading(content: Mapping[str, Any]) -> str:
+    """The device and the day of `environment`."""
+    return f"{content['device']} ({content['processor']}, {content['cores']} cores), {content['date'][:10]}:"
 
 
 def write(folder: str, name: str, content: dict[str, Any]) -> Path:

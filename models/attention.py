@@ -33,7 +33,7 @@ def causal_attention(
     """
     T = q.shape[1]
     if filled == T and has_library_attention(q):  # all rows begin at slot 0
-        return library_attention(q, k[..., :T], v[:, :, :T], causal=True)
+        return _library_attention(q, k[..., :T], v[:, :, :T], causal=True)
     block = _block_size(v.shape[2], filled)
     bound = jnp.max(slots) + 1 if filled is None else filled
     blocks = 1 if block == v.shape[2] else (bound + block - 1) // block
@@ -52,7 +52,7 @@ def segment_attention(
 ) -> Float[Array, "1 P H D"]:
     """Each patch attends to all patches of its own segment (a frame of a picture)."""
     if has_library_attention(q):
-        return library_attention(q, k, v, mask=(segments[:, None] == segments)[None, None])
+        return _library_attention(q, k, v, mask=(segments[:, None] == segments)[None, None])
     block = _largest_block(v.shape[2])
 
     def visible(start: Array | int) -> Bool[Array, "1 1 P S"]:
@@ -67,7 +67,7 @@ def full_attention(
 ) -> Float[Array, "B T H D"]:
     """Each patch attends to all patches of its own row (a tile of a picture)."""
     if has_library_attention(q):
-        return library_attention(q, k, v)
+        return _library_attention(q, k, v)
     keys = v.shape[2]
     block = _largest_block(keys)
 
@@ -77,7 +77,7 @@ def full_attention(
     return _attend(q, k, v, visible, keys // block, block)
 
 
-def library_attention(
+def _library_attention(
     q: Float[Array, "B T Hq D"],
     k: Float[Array, "B H D S"],
     v: Float[Array, "B H S D"],
@@ -85,7 +85,7 @@ def library_attention(
     causal: bool = False,
     mask: Bool[Array, "1 1 T S"] | None = None,
 ) -> Float[Array, "B T Hq D"]:
-    """cuDNN's."""
+    """The same by cuDNN."""
     k, v = k.transpose(0, 3, 1, 2), v.swapaxes(1, 2)
     return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal, implementation="cudnn")
 

@@ -74,9 +74,14 @@ class RMSNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "*L D"]) -> Float[Array, "*L D"]:
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
-        wide = x.astype(jnp.float32)
-        normed = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
-        return normed.astype(x.dtype) * scale.astype(x.dtype)
+        return rms_norm(x, scale.astype(x.dtype), self.eps)
+
+
+def rms_norm(x: Float[Array, "*L D"], scale: Float[Array, "D"], eps: float) -> Float[Array, "*L D"]:
+    """`RMSNorm` with a given scale."""
+    wide = x.astype(jnp.float32)
+    normed = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
+    return normed.astype(x.dtype) * scale
 
 
 class LayerNorm(nn.Module):

@@ -146,7 +146,7 @@ def allowed_logits(
         params: one row per sequence.
         history: the tokens so far; with none watched, no n-gram is looked for.
     """
-    logits = _where_wanted(True, params.ignore_eos, partial(_without_eos, params), jnp.asarray(logits))
+    logits = _where_wanted(params.ignore_eos, partial(_without_eos, params), jnp.asarray(logits))
     if not history.matched.shape[1]:
         return logits, jnp.zeros(logits.shape[0], bool)
     size, threshold = params.no_repeat_ngram_size, params.no_repeat_ngram_threshold
@@ -156,7 +156,7 @@ def allowed_logits(
         blocked = blocked_followers(history, size, threshold, window, exempt, logits.shape[-1])
         return jnp.where(blocked, -jnp.inf, logits)
 
-    allowed = _where_wanted(True, may_block(history, size, threshold, window), unlooped, logits)
+    allowed = _where_wanted(may_block(history, size, threshold, window), unlooped, logits)
     return allowed, (logits > -jnp.inf).any(-1) & ~(allowed > -jnp.inf).any(-1)
 
 
@@ -188,12 +188,12 @@ def process_logits(
     greedy = (params.temperature <= 0)[:, None]
     scaled = _finite(logits / jnp.where(greedy, 1.0, params.temperature[:, None]))
     drawing = params.temperature > 0
-    for keep, known, wanted in (
+    for keep, possible, wanted in (
         (_keep_top_k, params.wanted.top_k, params.top_k > 0),
         (_keep_top_p, params.wanted.top_p, params.top_p < 1),
         (_keep_min_p, params.wanted.min_p, params.min_p > 0),
     ):
-        scaled = _where_wanted(known, drawing & wanted, partial(_filtered, keep, params), scaled)
+        scaled = _where_wanted(drawing & wanted, partial(_filtered, keep, params), scaled, possible=possible)
     return jnp.where(greedy, logits, scaled)
 
 
@@ -204,13 +204,14 @@ def _filtered(
 
 
 def _where_wanted(
-    known: bool,
     wanted: Bool[HostOrDevice, " B"],
     work: Callable[[Any], Array],
     given: Float[HostOrDevice, "B *V"],
+    *,
+    possible: bool = True,
 ) -> Float[Array, "B *V"]:
-    """`work(given)`, left out if it is `known` that no row wants it, or, on a CPU, if none is found to."""
-    if not known:
+    """`work(given)`, left out where no row can want it, or, on a CPU, where none is found to."""
+    if not possible:
         return jnp.asarray(given)
     if jax.default_backend() != "cpu":
         return work(given)
@@ -332,9 +333,8 @@ def draw(
         return jnp.where(drawing[:, None], scores + noise, scores)
 
     drawing = params.temperature > 0
-    return jnp.argmax(_where_wanted(params.wanted.noise, drawing, noisy, processed), axis=-1).astype(
-        jnp.int32
-    )
+    scores = _where_wanted(drawing, noisy, processed, possible=params.wanted.noise)
+    return jnp.argmax(scores, axis=-1).astype(jnp.int32)
 
 
 def log_probabilities(
@@ -359,10 +359,10 @@ def log_probabilities(
     chosen = jax.nn.log_softmax(chosen)
     token = _at(chosen, tokens)
     raw = _where_wanted(
-        params.wanted.processed,
         params.processed_logprobs,
         lambda _: _at(jax.nn.log_softmax(logits), tokens),
         token,
+        possible=params.wanted.processed,
     )
     top, top_ids = lax.top_k(chosen, top_n)
     return LogProbabilities(token, raw, top_ids, top)

@@ -32,6 +32,13 @@ def picture(width: int, height: int, seed: int = 0) -> np.ndarray:
 SEGMENTS = st.lists(
     st.integers(1, 12) | st.tuples(st.integers(1, 3), st.integers(1, 3)), min_size=1, max_size=5
 )
+PLANS = {
+    "segments": SEGMENTS,
+    "policy": st.sampled_from(["reseed", "shift", "window"]),
+    "sinks": st.none() | st.integers(0, 30),
+    "tail": st.integers(0, 40),
+    "room": st.integers(1, 40),
+}
 
 
 def prompt_of(segments) -> tuple[np.ndarray, np.ndarray]:
@@ -87,14 +94,7 @@ class ListDevice:
 
 
 @settings(max_examples=200, deadline=None)
-@given(
-    segments=SEGMENTS,
-    policy=st.sampled_from(["reseed", "shift", "window"]),
-    sinks=st.none() | st.integers(0, 30),
-    tail=st.integers(0, 40),
-    room=st.integers(1, 40),
-    steps=st.integers(1, 200),
-)
+@given(**PLANS, steps=st.integers(1, 200))
 def test_positions_have_no_gap_and_the_cache_never_overflows(
     tiny, segments, policy, sinks, tail, room, steps
 ):
@@ -166,14 +166,7 @@ def test_the_tiles_of_a_picture_are_one_picture(tmp_path):
 
 @pytest.mark.slow
 @settings(max_examples=25, deadline=None)
-@given(
-    segments=SEGMENTS,
-    policy=st.sampled_from(["reseed", "shift", "window"]),
-    sinks=st.none() | st.integers(0, 30),
-    tail=st.integers(0, 40),
-    room=st.integers(1, 40),
-    seed=st.integers(0, 2**31),
-)
+@given(**PLANS, seed=st.integers(0, 2**31))
 def test_host_and_device_agree_and_the_text_is_whole(tiny, segments, policy, sinks, tail, room, seed):
     """For any sinks, tail, context and prompt: the device holds what the host counts."""
     model, params, processor = tiny()

@@ -17,6 +17,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 from jaxtyping import Array, Float
 
+from models.blocks import rms_norm
 from models.kernels.launch import launch
 
 
@@ -47,7 +48,7 @@ def product(
     """`rms_norm(x) @ weight.T`."""
     if x.shape[0] == 1:
         return _launch("product", 1, eps, x, scale, weight)
-    return _plain(_normed(x, scale, eps), weight)
+    return jnp.matmul(rms_norm(x, scale, eps), weight.T)
 
 
 def gated(
@@ -56,7 +57,7 @@ def gated(
     """`silu(rms_norm(x) @ gate.T) * (rms_norm(x) @ up.T)`; `weight` is `gate` above `up`."""
     if x.shape[0] == 1:
         return _launch("gated", 2, eps, x, scale, weight)
-    gate, up = jnp.split(_plain(_normed(x, scale, eps), weight), 2, axis=1)
+    gate, up = jnp.split(jnp.matmul(rms_norm(x, scale, eps), weight.T), 2, axis=1)
     return nn.silu(gate) * up
 
 
@@ -66,17 +67,7 @@ def onto(
     """`residual + x @ weight.T`."""
     if x.shape[0] == 1:
         return _launch("onto", 1, None, x, residual, weight)
-    return residual + _plain(x, weight)
-
-
-def _plain(x: Float[Array, "B I"], weight: Float[Array, "O I"]) -> Float[Array, "B O"]:
-    return jnp.matmul(x, weight.T)
-
-
-def _normed(x: Float[Array, "B I"], scale: Float[Array, "I"], eps: float) -> Float[Array, "B I"]:
-    wide = x.astype(jnp.float32)
-    normed = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
-    return normed.astype(x.dtype) * scale
+    return residual + jnp.matmul(x, weight.T)
 
 
 def _launch(kind: str, parts: int, eps: float | None, x: Array, extra: Array, weight: Array) -> Array:
