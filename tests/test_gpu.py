@@ -21,7 +21,7 @@ from sample.step import decode_step, prefill
 
 pytestmark = pytest.mark.gpu
 TOLERANCE = 0.25
-PICTURES = ("panda_climbing", "coffee")
+PICTURES = ("panda_climbing", "coffee_laptop")
 STEPS = 64
 
 

@@ -54,10 +54,11 @@ class Source:
     batch_size: int
     long_every: int = 8  # batches of stories among the others
     crowded: float = 0.25
+    small: float = 0.25
     without_picture: float = 0.03
     grids: Mapping[tuple[int, int], int] = field(default_factory=lambda: GRIDS)
     large_grids: Mapping[tuple[int, int], int] = field(default_factory=lambda: LARGE_GRIDS)
-    large_from: int = 2**31  # the first batch with pictures of the large grids
+    large_from: int = 2**31  # from this batch on, half of them have pictures of the large grids
     seed: int = 0
 
     @property
@@ -66,7 +67,7 @@ class Source:
         return sorted({t.name for t in self.world.things})
 
     def grids_of(self, index: int) -> Mapping[tuple[int, int], int]:
-        return self.large_grids if index >= self.large_from else self.grids
+        return {**self.grids, **self.large_grids} if index >= self.large_from else self.grids
 
     def is_long(self, index: int) -> bool:
         return index % self.long_every == self.long_every - 1
@@ -74,7 +75,7 @@ class Source:
 
 def row_length(grid: tuple[int, int], long: bool) -> int:
     """Length of a batch's rows: room for the picture and most answers, or a story."""
-    return 384 if long else 128 if room(grid) <= 64 else 192
+    return room(grid) + (320 if long else 64)
 
 
 def lay_out(scenes: list[Scene], art_rows: np.ndarray) -> Pictures:
@@ -119,7 +120,7 @@ class Maker:
         has_picture = np.array([rng.random() >= s.without_picture for _ in range(size)])
         scenes, label = [], np.full((size, SLOTS), -1, np.int32)
         for i in range(size):
-            scenes.append(scene(rng, s.catalogue, grid, SLOTS if i < crowded else FEW))
+            scenes.append(scene(rng, s.catalogue, grid, SLOTS if i < crowded else FEW, small=s.small))
             rows = [p.thing for p in scenes[-1].placed]
             label[i, : len(rows)] = self.numbers[rows]
             ids, prompts[i] = self._exchange(

@@ -230,12 +230,12 @@ def _redraw(
     color = _palette(color, one, chance, strong[:, None, None, None] * variation.palette)
     color = jnp.where(chance(24, 0.12 * variation.palette), _two_inks(color, u[25:32]), color)
     levels = jnp.round(3.5 + 1.5 * one(10))
-    color = jnp.where(chance(11, 0.25), jnp.round(color * levels) / levels, color)
+    color = jnp.where(chance(11, 0.35), jnp.round(color * levels) / levels, color)
 
     lines = _contours(jnp.concatenate([color * alpha, alpha], -1))
     wide = _pool(lines)
     lines = jnp.where(one(12) > 0.2, lines, jnp.where(one(12) > -0.6, wide, _pool(wide)))
-    lines *= chance(13, 0.45 * variation.outlines) * (0.8 + 0.2 * one(14))
+    lines *= chance(13, 0.55 * variation.outlines) * (0.8 + 0.2 * one(14))
     paper = jnp.where(chance(15, 0.1), 1.0, 0.0)  # line drawing: only the outlines keep their ink
     color = color + (jnp.where(one(16) > -0.5, 1.0, color) - color) * paper * (one(13) < 0.2)
     ink = 0.12 + 0.12 * u[17:20].T[:, None, None, :]

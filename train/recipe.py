@@ -29,6 +29,7 @@ from tokenizers import Tokenizer
 
 from models import load_model
 from models.config import Qwen3VLConfig
+from models.kernels.choice import plain_jax
 from models.load import EMBEDDED
 from models.qwen3_vl import Qwen3VL, VisionEmbeddings
 from models.weights import load_params
@@ -83,7 +84,7 @@ class Settings:
     icon_weight: float = _ICON_WEIGHT
     grids: Mapping[tuple[int, int], int] = field(default_factory=lambda: GRIDS)
     large_grids: Mapping[tuple[int, int], int] = field(default_factory=lambda: LARGE_GRIDS)
-    large: float = 0.0  # the last share of the steps, with larger pictures
+    large: float = 0.3  # the last share of the steps, half of them with larger pictures
     start: Path | None = None  # a checkpoint whose weights to begin with
     seed: int = 0
     workers: int | None = None
@@ -207,7 +208,8 @@ def update(
     weights: Array,
 ) -> tuple[State, dict[str, Array]]:
     def objective(params: Any) -> tuple[Array, dict[str, Array]]:
-        found = losses(model, params, inputs, pixels, shown, places, weights)
+        with plain_jax():
+            found = losses(model, params, inputs, pixels, shown, places, weights)
         return found["answer"] + seeing * found["cells"], found
 
     gradients, found = jax.grad(objective, has_aux=True)(state.params)
@@ -364,11 +366,11 @@ class Run:
         phases = [0] if source.large_from >= self.settings.steps else [0, source.large_from]
         made = {}
         for first in phases:
-            for grid in source.grids_of(first):
+            grids = source.grids_of(first)
+            for grid in grids:
                 made[grid, False] = maker.make(_next(first, source.is_long, False), grid)
-            made[grid, True] = maker.make(
-                _next(first, source.is_long, True), grid
-            )  # any: rows are padded alike
+            for grid in {room(grid): grid for grid in grids}.values():  # rows of a room are padded alike
+                made[grid, True] = maker.make(_next(first, source.is_long, True), grid)
         ready = [(batch, *self.inputs(batch)) for batch in made.values()]
         short = [(b, i) for (b, i, _), (_, long) in zip(ready, made, strict=True) if not long]
         lowered = [self.paint(batch, inputs, 0, paint.lower) for batch, inputs in short]
@@ -475,16 +477,19 @@ def make(
 
     Args:
         out: where the run keeps its checkpoints and its log.
-        minutes: stop training after so many; nothing is exported then.
+        minutes: stop training after so many; what it has learned so far is exported to `out` then.
         cases: of each measure of the evaluation; 0: no evaluation.
         seeds: for each temperature, of the example pictures.
     """
     state = train(run, out, minutes)
-    if int(state.step) < run.settings.steps:
-        print(f"stopped at step {int(state.step)} of {run.settings.steps}: the same command goes on")
-        return
+    whole = int(state.step) == run.settings.steps
+    folder = folder if whole else out / "unfinished"
     largest = max(map(room, run.settings.all_grids))
     export(folder, run.model, state.params["model"], run.tokenizer, run.config, largest)
+    if not whole:
+        at = f"step {int(state.step)} of {run.settings.steps}"
+        print(f"stopped at {at}: the same command goes on; what it has learned so far: {folder}")
+        return
     plot(out / "log.json", folder / "loss.png")
     print(f"wrote {folder}", flush=True)
     if cases:
@@ -500,7 +505,7 @@ def main() -> None:
         "--start", type=Path, help="a checkpoint to begin with, its weights and its tokenizer"
     )
     parser.add_argument("--without", choices=ABLATIONS, default="nothing", help="leave a part out")
-    parser.add_argument("--large", type=float, help="the last share of the steps, with larger pictures")
+    parser.add_argument("--large", type=float, help="the last share of the steps, half of them with larger pictures")
     parser.add_argument("--workers", type=int, help="processes that make batches (default: a core each)")
     parser.add_argument("--seed", type=int, default=0, help="of the weights and of all scenes")
     parser.add_argument("--learning-rate", type=float, help="the highest one")

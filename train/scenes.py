@@ -7,17 +7,18 @@ from typing import NamedTuple
 
 SLOTS = 6  # things in a scene, at most
 FEW = 3
-SMALLEST, LARGEST = 0.1, 0.9  # side of a thing over the shorter side of the picture
+SMALLEST, SMALL, LARGEST = 0.1, 0.2, 0.9  # side of a thing over the shorter side of the picture
 
 # Rows and columns of 32 x 32 pixel cells, and how often: what the preprocessor makes of pictures from 1:3 to
-# 3:1. Up to 64 cells (about 256 x 256 pixels) for most of the training, up to 100 (320 x 320) at its end.
+# 3:1. Up to 64 cells (about 256 x 256 pixels) for most of the training; at its end also up to 144 (384 x 384).
 GRIDS = {
     (8, 8): 40, (7, 8): 10, (7, 9): 8, (6, 9): 16, (9, 6): 9, (6, 10): 7, (5, 11): 4, (4, 13): 3, (13, 4): 3,
 }  # fmt: skip
 LARGE_GRIDS = {
-    (10, 10): 40, (9, 10): 10, (8, 11): 14, (8, 12): 12, (12, 8): 8, (7, 13): 8, (5, 17): 4, (17, 5): 4,
+    (12, 12): 30, (10, 13): 9, (13, 10): 5, (9, 14): 6, (14, 9): 10, (9, 15): 7, (9, 16): 4, (16, 9): 4,
+    (8, 16): 3, (6, 20): 4, (20, 6): 4, (10, 10): 6, (9, 11): 3, (11, 9): 3, (5, 17): 2,
 }  # fmt: skip
-CELLS = (64, 100)  # what the pictures of a batch are padded to
+CELLS = (64, 144)  # what the pictures of a batch are padded to
 
 
 def room(grid: tuple[int, int]) -> int:
@@ -95,6 +96,7 @@ def scene(
     largest: float = LARGEST,
     overlap: float = 0.3,
     inside: float = 0.05,
+    small: float = 0.0,
 ) -> Scene:
     """A scene of `least` to `most` things; some repeat a thing, so that there is something to count.
 
@@ -102,6 +104,7 @@ def scene(
         largest: the side of the largest thing over the shorter side of the picture.
         overlap: the share of scenes in which a thing may stand well in front of another.
         inside: the share of scenes in which a thing stands inside the largest one.
+        small: the share of things that are among the smallest.
     """
     things = _things(rng, catalogue, rng.randint(least, most), 0.15 if most <= FEW else 0.6)
     common = catalogue.style(rng, things[0])
@@ -110,7 +113,7 @@ def scene(
         common if common in catalogue.styles[t] and not mixed else catalogue.style(rng, t) for t in things
     ]
     apart = rng.uniform(0.22, 0.46) if rng.random() < overlap else 0.46
-    boxes = _boxes(rng, len(things), grid, largest, apart)
+    boxes = _boxes(rng, len(things), grid, largest, apart, small)
     if len(things) > 1 and rng.random() < inside:
         boxes[1] = _within(rng, boxes[0], grid)
     background = rng.choice(("plain", "gradient")) if rng.random() < 0.35 else rng.choice(DRAWN)
@@ -139,12 +142,14 @@ def _things(rng: random.Random, catalogue: Catalogue, count: int, repeating: flo
 
 
 def _boxes(
-    rng: random.Random, count: int, grid: tuple[int, int], largest: float, apart: float
+    rng: random.Random, count: int, grid: tuple[int, int], largest: float, apart: float, small: float
 ) -> list[tuple[float, float, float]]:
     """Centres and sizes, largest first, each shrunk until it stands `apart` (0.5: no overlap)."""
     height, width = grid[0] / min(grid), grid[1] / min(grid)
     usual = largest if count < 3 else min(largest, 0.9 / count**0.5)
-    sizes = [rng.uniform(SMALLEST, usual) for _ in range(count)]
+    sizes = [
+        rng.uniform(SMALLEST, SMALL if small and rng.random() < small else usual) for _ in range(count)
+    ]
     if rng.random() < 0.25:
         sizes[0] = rng.uniform(SMALLEST, largest)
     boxes: list[tuple[float, float, float]] = []

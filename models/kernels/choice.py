@@ -1,5 +1,8 @@
 """Where kernels stand for plain JAX: by device and shape, here alone. Pallas, slow to import, is left out."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 
 import jax
@@ -11,6 +14,17 @@ from models.config_parts import DecoderConfig
 SLOTS = 64  # of the cache, read at once
 _MOST_ROWS = 64  # beyond it the arithmetic counts, and libraries are better at that
 _WIDTH = 64  # divides every width
+_plain = ContextVar("plain", default=False)
+
+
+@contextmanager
+def plain_jax() -> Iterator[None]:
+    """What is traced in it is plain JAX on any device: training takes gradients, and `vmap`s the tower."""
+    token = _plain.set(True)
+    try:
+        yield
+    finally:
+        _plain.reset(token)
 
 
 @cache
@@ -21,14 +35,14 @@ def on_cuda() -> bool:
 
 def has_library_attention(q: Float[Array, "B T H D"]) -> bool:
     """Whether cuDNN has attention for these queries."""
-    return on_cuda() and q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[-1] % 8 == 0
+    return _allowed() and q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[-1] % 8 == 0
 
 
 def decodes_in_kernels(c: DecoderConfig, x: Float[Array, "B T D"], slots: int) -> bool:
     """Whether kernels take one token of a few rows through a layer: on a GPU, in bfloat16."""
     widths = (c.hidden_size, c.intermediate_size, c.num_attention_heads * c.head_dim)
     return (
-        on_cuda()
+        _allowed()
         and x.dtype == jnp.bfloat16
         and x.shape[1] == 1
         and x.shape[0] <= _MOST_ROWS
@@ -37,3 +51,7 @@ def decodes_in_kernels(c: DecoderConfig, x: Float[Array, "B T D"], slots: int) -
         and slots % SLOTS == 0
         and all(width % _WIDTH == 0 for width in widths)
     )
+
+
+def _allowed() -> bool:
+    return on_cuda() and not _plain.get()
