@@ -32,8 +32,9 @@ from benchmarks.measure import Spread, interleaved
 from models import LoadedModel, load_model
 from sample import SamplingConfig, StreamConfig, TokenStream, prepare_inputs, sample_streaming
 from sample.endless import EndlessCache
+from sample.pace import quota_of
 from sample.pictures import Picture
-from sample.step import DecodeState, decode_step
+from sample.step import DecodeState, decode_steps
 
 PICTURE = Path(__file__).parents[1] / "examples/imgs/panda_climbing.png"
 
@@ -52,14 +53,15 @@ def _declared(state: DecodeState, length: Any) -> DecodeState:
 class Declared(EndlessCache):
     """A full cache is called as full as a reseed would leave it, and that is all."""
 
-    def step(self, model: Any, params: Any, state: DecodeState, sampling: Any, top: int) -> Any:
+    def steps(self, model: Any, params: Any, state: DecodeState, sampling: Any, top: int, most: int) -> Any:
         reseed = None
         if self.filled == self.plan.context:
             reseed = self._renewed(0)
             state = _declared(state, np.int32(self.plan.anchor + reseed.tail - 1))
-        state, packed = decode_step(model, params, state, sampling, top=top)
-        self.total += 1
-        return state, packed, reseed
+        most = min(most, self.plan.context - self.filled)
+        state, packed = decode_steps(model, params, state, sampling, quota_of(most), top=top)
+        self.total += most
+        return state, packed, most, reseed
 
 
 def stream_of(

@@ -23,7 +23,7 @@ class Model(nn.Module):
         config: the family's configuration: `text`, a `DecoderConfig`, `vision`, `image_token_id`, and
             `tie_word_embeddings`.
         dtype: what it computes in.
-        fused: the decoder's parameters are those of `fuse`: fewer and larger products, for a GPU.
+        fused: the decoder's parameters are those of `fuse`: fewer and larger products, fast for few tokens.
         position_axes: how many numbers say where a token stands.
         vision_parts: the names of the parameters that only `encode_vision` reads.
         decoder_part: the name of the decoder's.
