@@ -39,6 +39,7 @@ from sample.step import DecodeState, decode_steps
 PICTURE = Path(__file__).parents[1] / "examples/imgs/panda_climbing.png"
 
 TAILS = (256, 1024)
+MOST_ARRAYS, MOST_ARRAY_BYTES = 4, 2**16  # of the programs that happen to be on their way
 MOST_RESIDENT = (
     16 << 20
 )  # bytes that a million tokens may add: bounded statistics fill up, 16 bytes a token not
@@ -182,8 +183,10 @@ def growth(taken: list[Reading]) -> list[str]:
     found = []
     if max(r.resident for r in taken) - first.resident > MOST_RESIDENT:
         found.append(f"resident memory grew by {(last.resident - first.resident) / 2**20:.1f} MiB")
-    if len({(r.arrays, r.array_bytes) for r in taken}) > 1:
-        found.append("the number or size of device arrays changed")
+    for what, few in (("arrays", MOST_ARRAYS), ("array_bytes", MOST_ARRAY_BYTES)):
+        more = max(getattr(r, what) for r in taken) - getattr(first, what)
+        if more > few:
+            found.append(f"device {what} grew by {more}")
     if last.programs > first.programs:
         found.append(f"{last.programs - first.programs} programs were compiled")
     times = [r.microseconds for r in taken if r.microseconds is not None]

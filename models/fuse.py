@@ -85,7 +85,7 @@ def _rows_on_device(kernels: list[Float[Array, "I _"]]) -> Float[Array, "O I"]:
 
 
 def _parted(
-    names: Sequence[str], features: Sequence[int] | None, joined: dict[str, Array]
+    names: Sequence[str], features: Sequence[int] | None, joined: dict[str, Array | np.ndarray]
 ) -> dict[str, dict[str, Array]]:
     ends = [] if features is None else np.cumsum(features)[:-1].tolist()
     made = {

@@ -150,6 +150,11 @@ class EndlessCache:
         """Slots; all but the pending token."""
         return self.front + self.total - 1 - self.tail_start
 
+    @property
+    def _longest(self) -> int:
+        """Steps of a program: what a summary is made of must be delivered well before it is wanted."""
+        return self.plan.context if self._sidecar is None else max(self.plan.tail // 4, 1)
+
     def steps(
         self, model: Model, params: Any, state: DecodeState, sampling: SamplingParams, top: int, most: int
     ) -> tuple[DecodeState, jax.Array, int, Reseed | None]:
@@ -160,7 +165,7 @@ class EndlessCache:
             arrays = (self.plan.sinks.lengths, self.plan.sinks.deltas, _row(reseed.tail - 1))
             state = shift_tail(model, state, *arrays)
         if self.filled < self.plan.context:
-            most = min(most, self.plan.context - self.filled)
+            most = min(most, self.plan.context - self.filled, self._longest)
             state, packed = decode_steps(model, params, state, sampling, quota_of(most), top=top)
         else:
             most = 1

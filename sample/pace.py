@@ -3,8 +3,6 @@
 A step's start costs the host the same whatever the step does; with a small model on a CPU, a third of it.
 """
 
-from functools import cache
-
 import jax
 import numpy as np
 from jaxtyping import Array, Int
@@ -28,7 +26,6 @@ class Pace:
         self.steps = max(1, min(int(fitting), _GROWTH * self.steps, STEPS))
 
 
-@cache
 def quota_of(steps: int) -> Int[Array, "1"]:
-    """That of `decode_steps` for one row, sent to the device once."""
+    """That of `decode_steps` for one row."""
     return jax.device_put(np.array([steps], np.int32))
