@@ -10,8 +10,8 @@ from jaxtyping import Int
 
 from benchmarks.shapes import Subject
 from sample import SamplingConfig, make_request, sample, sample_streaming
-from sample.batch import STEPS
-from sample.step import decode_step, prefill, unpack
+from sample.pace import Pace
+from sample.step import STEPS, decode_steps, prefill, unpack_taken
 
 DRAWN: dict[str, Any] = {"temperature": 0.7, "top_p": 0.8, "top_k": 20}
 Driver = Callable[[], float]  # seconds per step
@@ -64,19 +64,22 @@ def _streaming(subject: Subject, tokens: np.ndarray, config: SamplingConfig, ste
 
 
 def _batch_streaming(subject: Subject, tokens: np.ndarray, config: SamplingConfig, steps: int) -> float:
-    """The loop of `sample_streaming`, for rows that go on together: one step ahead of what the host has."""
+    """The loop of `sample_streaming`, for rows that go on together: a program ahead of what the host has."""
     model, params = subject.model, subject.model.decoder_params(subject.params)
     r = make_request(model, tokens, config, jax.random.key(0))
-    state, ahead = prefill(model, params, *r.arguments, slots=r.slots, top=r.top)
-    begun = 0.0
-    for step in range(steps + 1):
-        packed = ahead
-        state, ahead = decode_step(model, params, state, r.sampling, top=r.top)
+    state, first = prefill(model, params, *r.arguments, slots=r.slots, top=r.top)
+    np.asarray(first)
+    pace, ahead, made = Pace(), None, 0
+    begun = arrived = time.perf_counter()
+    while made < steps:
+        waited, quota = ahead, np.full(state.token.shape, pace.steps, np.int32)
+        state, ahead = decode_steps(model, params, state, r.sampling, quota, top=r.top)
         ahead.copy_to_host_async()
-        unpack(np.asarray(packed))
-        if step == 0:
-            begun = time.perf_counter()
-    return (time.perf_counter() - begun) / steps
+        if waited is not None:
+            taken, now = len(unpack_taken(np.asarray(waited)).token), time.perf_counter()
+            pace.took(now - arrived, taken)
+            made, arrived = made + taken, now
+    return (arrived - begun) / made
 
 
 def _sample(subject: Subject, tokens: np.ndarray, config: SamplingConfig, new_tokens: int) -> float:

@@ -29,7 +29,8 @@ from benchmarks.options import run
 from benchmarks.peers import Peer, peer_names
 from benchmarks.shapes import Subject, subject
 from models.errors import SettingsError
-from models.vision import encode_packed, encode_vision
+from models.levels import Levels
+from models.vision import encode_packed, encode_vision, packed
 from sample import SamplingConfig, VLMInputs, make_request, sample_streaming
 from sample.pictures import open_picture
 from sample.step import prefill, unpack
@@ -82,13 +83,13 @@ def ways(what: Subject, file: bytes, text: int) -> dict[str, Callable[[], Any]]:
     config = SamplingConfig(temperature=0, max_new_tokens=64)
     key = jax.random.key(0)
 
-    def patches() -> tuple[np.ndarray, np.ndarray]:
-        return images.preprocess([open_picture(file)])
+    def patches() -> tuple[Levels, np.ndarray]:
+        return images.levels([open_picture(file)])
 
     pixels, grid = patches()
     tokens = prompt_ids(what, int(model.picture_tokens(grid).sum()), text)
-    packed = model.pack_pictures(pixels, grid.astype(np.int64))
-    on_device = jax.block_until_ready(jax.device_put(packed))
+    on_host = packed(model, pixels, grid.astype(np.int64))
+    on_device = jax.block_until_ready(jax.device_put(on_host))
     vision = jax.block_until_ready(encode_packed(model, params, *on_device))
     decoder = model.decoder_params(params)
 
@@ -109,8 +110,8 @@ def ways(what: Subject, file: bytes, text: int) -> dict[str, Callable[[], Any]]:
         _TOTAL: total,
         "host: decode the picture": lambda: open_picture(file),
         "host: patches, with decoding": patches,
-        "host: pad to a bucket, layout": lambda: model.pack_pictures(pixels, grid.astype(np.int64)),
-        "upload": lambda: jax.block_until_ready(jax.device_put(packed)),
+        "host: pad to a bucket, layout": lambda: packed(model, pixels, grid.astype(np.int64)),
+        "upload": lambda: jax.block_until_ready(jax.device_put(on_host)),
         "vision tower": lambda: jax.block_until_ready(encode_packed(model, params, *on_device)),
         "prefill and first token": first,
     }

@@ -43,6 +43,7 @@ def hub_config(settings: ServerSettings) -> "HubConfig":
             rows=tuple(given.rows),
             context=given.context,
             chunks=tuple(given.chunks),
+            burst=given.burst_ms / 1e3,
             waiting=given.waiting,
             picture_bytes=given.picture_cache_mb * 2**20,
             prefix_bytes=given.prefix_cache_mb * 2**20,

@@ -10,9 +10,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from models.kernels.choice import has_library_attention
+from models.kernels.choice import has_library_attention, on_cpu
 
 BLOCK = 256  # keys per block
+_FEW_BLOCKS = 8  # whose bytes cost less than a loop over them
+_SMALLEST = 128  # keys that are worth a block of their own
 MASKED = jnp.finfo(jnp.float32).min
 
 
@@ -31,17 +33,46 @@ def causal_attention(
             reads the bound from `slots`, so that the cost follows the filled part, and other devices
             read and mask all S slots.
     """
-    T = q.shape[1]
+    T, S = q.shape[1], v.shape[2]
     if filled == T and has_library_attention(q):  # all rows begin at slot 0
         return _library_attention(q, k[..., :T], v[:, :, :T], causal=True)
-    block = _block_size(v.shape[2], filled)
-    bound = jnp.max(slots) + 1 if filled is None else filled
-    blocks = 1 if block == v.shape[2] else (bound + block - 1) // block
+    # A trip count that only the device knows makes a GPU wait for the host, once per layer.
+    bound = filled or (jnp.max(slots) + 1 if on_cpu() else S)
+    if isinstance(bound, Array) and len(q) == 1 and S <= _FEW_BLOCKS * BLOCK:
+        return _in_one_block(q, k, v, slots, bound)
+    block = _block(S) if isinstance(bound, Array) or filled else S
+    return _attend(q, k, v, _up_to(slots, block), (bound + block - 1) // block, block)
 
-    def visible(start: Array | int) -> Bool[Array, "B 1 T S"]:
-        return (start + jnp.arange(block) <= slots[..., None])[:, None]
 
-    return _attend(q, k, v, visible, blocks, block)
+def _in_one_block(
+    q: Float[Array, "1 T Hq D"],
+    k: Float[Array, "1 H D S"],
+    v: Float[Array, "1 H S D"],
+    slots: Int[Array, "1 T"],
+    bound: Int[Array, ""],
+) -> Float[Array, "1 T Hq D"]:
+    """One block for one row: of all slots, or of the first half, quarter, ... where no more are filled.
+
+    In a branch, since XLA would fuse what it reads with the write to the cache before it, and copy the cache;
+    and flat, since it fuses products with the reshape behind it, which is slow.
+    """
+
+    def block(size: int) -> Callable[..., Float[Array, "1 T F"]]:
+        def attend(q: Array, k: Array, v: Array) -> Float[Array, "1 T F"]:
+            mixed = _attend(q, k[..., :size], v[:, :, :size], _up_to(slots, size), 1, size)
+            return mixed.reshape(*q.shape[:2], -1)
+
+        return attend
+
+    S = v.shape[2]
+    sizes = [S >> i for i in range(S.bit_length()) if S >> i >= min(_SMALLEST, S // 2)][::-1]
+    chosen = sum(bound > size for size in sizes[:-1])
+    return jax.lax.switch(chosen, [block(size) for size in sizes], q, k, v).reshape(q.shape)
+
+
+def _up_to(slots: Int[Array, "B T"], block: int) -> Callable[[Array | int], Bool[Array, "B 1 T S"]]:
+    """Which of a block's keys each query may see: those up to its own slot."""
+    return lambda start: (start + jnp.arange(block) <= slots[..., None])[:, None]
 
 
 def segment_attention(
@@ -100,17 +131,6 @@ def _block(keys: int) -> int:
     return keys if keys <= BLOCK else math.gcd(keys, BLOCK)
 
 
-def _block_size(slots: int, filled: int | None) -> int:
-    block = _block(slots)
-    if filled is not None:
-        return block
-    # A trip count that only the device knows makes a GPU wait for the host, once per layer.
-    if jax.default_backend() != "cpu":
-        return slots
-    # One block that is the whole buffer is moved out of the loop by XLA, at the price of copying the cache.
-    return block if block < slots else max(slots // 2, 1)
-
-
 def _attend(
     q: Float[Array, "B T Hq D"],
     k: Float[Array, "B H D S"],
@@ -133,11 +153,13 @@ def _attend(
         scores = jnp.where(visible(start)[:, :, None], scores, MASKED)
         new_top = jnp.maximum(top, scores.max(-1, keepdims=True))
         weights = jnp.exp(scores - new_top)
-        fade = jnp.exp(top - new_top)
-        update = jnp.einsum(
-            "bhgts,bhsd->bhgtd", weights.astype(v.dtype), vb, preferred_element_type=jnp.float32
-        )
-        return new_top, total * fade + weights.sum(-1, keepdims=True), mixed * fade + update
+        faded = total * jnp.exp(top - new_top)
+        new_total = faded + weights.sum(-1, keepdims=True)
+        # The mean so far, not the sum: a division behind the loop is fused with the product that follows,
+        # and done anew for each of its outputs.
+        shares = (weights / new_total).astype(v.dtype)
+        update = jnp.einsum("bhgts,bhsd->bhgtd", shares, vb, preferred_element_type=jnp.float32)
+        return new_top, new_total, mixed * (faded / new_total) + update
 
     shape = (B, kv_heads, group, T)
     carry = (jnp.full((*shape, 1), MASKED), jnp.zeros((*shape, 1)), jnp.zeros((*shape, D)))
@@ -146,5 +168,5 @@ def _attend(
         if isinstance(blocks, int) and blocks == 1
         else jax.lax.fori_loop(0, blocks, step, carry)
     )
-    _, total, mixed = carry
-    return (mixed / total).transpose(0, 3, 1, 2, 4).reshape(B, T, heads, D).astype(q.dtype)
+    mixed = carry[-1]
+    return mixed.transpose(0, 3, 1, 2, 4).reshape(B, T, heads, D).astype(q.dtype)

@@ -8,13 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from models.kernels.choice import multiplies_one_by_one
+
 _NORMAL = nn.initializers.normal(0.02)
 
 
 class Linear(nn.Module):
     """`x @ kernel + bias`, in the dtype of `x`; the result in `out_dtype`, where one is given.
 
-    With `rows` the parameter is `weight`, `[out, in]`: a row per output, as a GPU reads it for few tokens.
+    With `rows` the parameter is `weight`, `[out, in]`: a row per output, the fast layout for few tokens.
     """
 
     features: int
@@ -25,13 +27,24 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "*L I"]) -> Float[Array, "*L O"]:
         if self.rows:
-            kernel = self.param("weight", _NORMAL, (self.features, x.shape[-1])).T
+            weight = self.param("weight", _NORMAL, (self.features, x.shape[-1]))
+            y = product_by_rows(x, weight, self.out_dtype)
         else:
             kernel = self.param("kernel", _NORMAL, (x.shape[-1], self.features))
-        y = jnp.matmul(x, kernel.astype(x.dtype), preferred_element_type=self.out_dtype)
+            y = jnp.matmul(x, kernel.astype(x.dtype), preferred_element_type=self.out_dtype)
         if self.use_bias:
             y = y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(y.dtype)
         return y
+
+
+def product_by_rows(
+    x: Float[Array, "*L I"], weight: Float[Array, "O I"], dtype: Any = None
+) -> Float[Array, "*L O"]:
+    """`x @ weight.T`; a few tokens one by one, where that is faster."""
+    tokens, kernel = x.reshape(-1, x.shape[-1]), weight.astype(x.dtype).T
+    parts = jnp.split(tokens, len(tokens)) if multiplies_one_by_one(len(tokens)) else [tokens]
+    products = [jnp.matmul(part, kernel, preferred_element_type=dtype) for part in parts]
+    return jnp.concatenate(products).reshape(*x.shape[:-1], len(weight))
 
 
 JOINED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
@@ -61,9 +74,7 @@ class Embedding(nn.Module):
         return self.embedding[ids]
 
     def attend(self, x: Float[Array, "*L D"]) -> Float[Array, "*L V"]:
-        return jnp.einsum(
-            "...d,vd->...v", x, self.embedding.astype(x.dtype), preferred_element_type=jnp.float32
-        )
+        return product_by_rows(x, self.embedding, jnp.float32)
 
 
 class RMSNorm(nn.Module):

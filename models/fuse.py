@@ -1,4 +1,4 @@
-"""A decoder's parameters for a GPU: products of one input joined, and a row of weights for each output."""
+"""A decoder's parameters for decoding: products of one input joined, and a row of weights for each output."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from models.blocks import JOINED
 from models.config_parts import DecoderConfig
+from models.kernels.choice import on_cpu
 from models.model import Model
 
 _JOINED_AS = {part: joined for joined, parts in JOINED.items() for part in parts}
@@ -71,13 +72,20 @@ def _joined(linears: Sequence[dict[str, Array]]) -> dict[str, Array]:
     return made
 
 
-@jax.jit
 def _rows(kernels: list[Float[Array, "I _"]]) -> Float[Array, "O I"]:
+    if on_cpu():  # numpy reads the same memory, and there is nothing to compile
+        joined = np.concatenate([np.asarray(kernel) for kernel in kernels], axis=1)
+        return jnp.asarray(np.ascontiguousarray(joined.T))
+    return _rows_on_device(kernels)
+
+
+@jax.jit
+def _rows_on_device(kernels: list[Float[Array, "I _"]]) -> Float[Array, "O I"]:
     return jnp.concatenate(kernels, axis=1).T
 
 
 def _parted(
-    names: Sequence[str], features: Sequence[int] | None, joined: dict[str, Array]
+    names: Sequence[str], features: Sequence[int] | None, joined: dict[str, Array | np.ndarray]
 ) -> dict[str, dict[str, Array]]:
     ends = [] if features is None else np.cumsum(features)[:-1].tolist()
     made = {

@@ -10,9 +10,9 @@ from jaxtyping import Float32, Int32, UInt8
 from PIL import Image
 
 from models.errors import CheckpointError, InputError
+from models.levels import CHANNELS, Levels, level_table
 
 MAX_ASPECT_RATIO = 200
-_CHANNELS = 3
 # What this module does to every picture; a checkpoint that asks for something else is refused.
 _FIXED = {"do_resize": True, "do_rescale": True, "do_normalize": True, "do_convert_rgb": True, "resample": 3}
 
@@ -70,6 +70,10 @@ class ImageSettings:
         """See `preprocess`."""
         return preprocess(pictures, self)
 
+    def levels(self, pictures: Sequence[Image.Image]) -> tuple[Levels, Int32[np.ndarray, "pictures 3"]]:
+        """See `levels`."""
+        return levels(pictures, self)
+
     def slot_tokens(
         self, picture: Image.Image, tokenizer: Any, image_pad_id: int
     ) -> Int32[np.ndarray, " tokens"]:
@@ -104,9 +108,9 @@ def per_channel(
 ) -> tuple[float, float, float]:
     """The three numbers of a key. Raises CheckpointError, naming `source` and the key."""
     values = settings.get(key)
-    if not isinstance(values, list | tuple) or len(values) != _CHANNELS:
+    if not isinstance(values, list | tuple) or len(values) != CHANNELS:
         given = "missing" if values is None else f"{values!r}"
-        raise CheckpointError(f"{source}: {key} is {given}, expected {_CHANNELS} numbers")
+        raise CheckpointError(f"{source}: {key} is {given}, expected {CHANNELS} numbers")
     red, green, blue = (number(value, key, source, above) for value in values)
     return red, green, blue
 
@@ -162,39 +166,30 @@ def preprocess(
 
     Raises InputError for an aspect ratio above MAX_ASPECT_RATIO.
     """
+    found, grids = levels(pictures, settings)
+    return found.values(settings.temporal_patch_size), grids
+
+
+def levels(
+    pictures: Sequence[Image.Image], settings: ImageSettings
+) -> tuple[Levels, Int32[np.ndarray, "pictures 3"]]:
+    """`preprocess`, to where only the device's part is left: of the frames of a patch there is one."""
     grids = np.array([picture_grid(picture, settings) for picture in pictures], np.int32).reshape(-1, 3)
-    counts = grids.prod(axis=1)
-    area = settings.patch_size**2
-    patches = np.empty((int(counts.sum()), _CHANNELS, settings.temporal_patch_size, area), np.float32)
-    levels = normalised_levels(settings.mean, settings.std, settings.rescale_factor)
-    starts = np.cumsum(counts) - counts
-    for picture, grid, start, count in zip(pictures, grids, starts, counts, strict=True):
-        pixels = _pixel_patches(picture, int(grid[1]), int(grid[2]), settings)
-        for channel in range(_CHANNELS):
-            # All frames of a still picture are the same: the values are looked up once and broadcast.
-            values = np.take(levels[channel], pixels[:, channel])
-            patches[start : start + count, channel] = values[:, None]
-    return patches.reshape(len(patches), math.prod(patches.shape[1:])), grids
-
-
-def normalised_levels(
-    mean: Sequence[float], std: Sequence[float], rescale_factor: float
-) -> Float32[np.ndarray, "3 256"]:
-    """What each of the 256 levels of a channel becomes: a pixel has no other values, so a table is exact.
-
-    The types follow transformers: scaled in float64, rounded to float32, then normalised in float32.
-    """
-    scaled = (np.arange(256, dtype=np.float64) * rescale_factor).astype(np.float32)
-    means, stds = (np.array(values, np.float32)[:, None] for values in (mean, std))
-    return (scaled - means) / stds
+    parts = [
+        _pixel_patches(picture, int(rows), int(columns), settings)
+        for picture, (_, rows, columns) in zip(pictures, grids, strict=True)
+    ]
+    none = np.zeros((0, CHANNELS * settings.patch_size**2), np.uint8)
+    patches = parts[0] if len(parts) == 1 else np.concatenate([none, *parts])
+    return Levels(patches, level_table(settings.mean, settings.std, settings.rescale_factor)), grids
 
 
 def _pixel_patches(
     picture: Image.Image, rows: int, columns: int, settings: ImageSettings
-) -> UInt8[np.ndarray, "patches 3 area"]:
+) -> UInt8[np.ndarray, "patches features"]:
     patch, merge = settings.patch_size, settings.merge_size
     resized = picture.resize((columns * patch, rows * patch), Image.Resampling.BICUBIC)
     blocks = np.asarray(resized).reshape(
-        rows // merge, merge, patch, columns // merge, merge, patch, _CHANNELS
+        rows // merge, merge, patch, columns // merge, merge, patch, CHANNELS
     )
-    return blocks.transpose(0, 3, 1, 4, 6, 2, 5).reshape(rows * columns, _CHANNELS, patch * patch)
+    return blocks.transpose(0, 3, 1, 4, 6, 2, 5).reshape(rows * columns, CHANNELS * patch * patch)

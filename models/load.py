@@ -11,7 +11,6 @@ from models.config import Qwen3VLConfig
 from models.errors import CheckpointError, SettingsError
 from models.fuse import fuse
 from models.json_file import read_json
-from models.kernels.choice import on_cuda
 from models.model import Model
 from models.processor import Processor
 from models.qwen3_vl import Qwen3VL
@@ -65,9 +64,7 @@ def load_model(
     model = model_class(config, chosen)
     processor = Processor.from_directory(directory, config)
     params = load_params(directory, model, chosen, progress)
-    if on_cuda():
-        model, params = fuse(model, params)
-    return LoadedModel(model, params, processor)
+    return LoadedModel(*fuse(model, params), processor)
 
 
 def chosen_dtype(dtype: Any) -> Any:

@@ -23,7 +23,7 @@ class Model(nn.Module):
         config: the family's configuration: `text`, a `DecoderConfig`, `vision`, `image_token_id`, and
             `tie_word_embeddings`.
         dtype: what it computes in.
-        fused: the decoder's parameters are those of `fuse`: fewer and larger products, for a GPU.
+        fused: the decoder's parameters are those of `fuse`: fewer and larger products, fast for few tokens.
         position_axes: how many numbers say where a token stands.
         vision_parts: the names of the parameters that only `encode_vision` reads.
         decoder_part: the name of the decoder's.
@@ -130,7 +130,8 @@ class Model(nn.Module):
         """The arguments of `encode_vision`, padded to a bucket, on the host.
 
         Args:
-            pixel_values: `[patches, patch_dim]`, flat normalised patches of all pictures.
+            pixel_values: `[patches, patch_dim]`, flat normalised patches of all pictures; or their levels,
+                where `patch_dim` is without the frames.
             grid_thw: `[pictures, 3]` in patches; whole numbers from 1 up, at least one picture.
 
         Raises:
@@ -208,9 +209,10 @@ def image_rows(tokens: Int[Array, "B T"], image_pad_id: int, vision: VisionEmbed
     return jnp.where(seen, jnp.minimum(order, vision.embeddings.shape[0] - 1), -1)
 
 
-def check_patches(pixel_values: np.ndarray, grid_thw: np.ndarray, patch_dim: int) -> None:
+def check_patches(pixel_values: np.ndarray, grid_thw: np.ndarray, patch_dim: int, frames: int = 1) -> None:
     """Raises InputError where the patches are not as many and as large as the grids need."""
-    needed = [int(grid_thw.prod(1).sum()), patch_dim]
+    features = patch_dim // frames if pixel_values.dtype == np.uint8 else patch_dim
+    needed = [int(grid_thw.prod(1).sum()), features]
     if list(pixel_values.shape) != needed:
         raise InputError(
             f"pixel_values: {list(pixel_values.shape)}; grid_thw {grid_thw.tolist()} needs {needed}"

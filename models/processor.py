@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from models.config_parts import DecoderConfig
 from models.errors import CheckpointError
 from models.json_file import read_json, read_optional_json
+from models.levels import Levels
 
 
 class PictureSettings(Protocol):
@@ -28,6 +29,10 @@ class PictureSettings(Protocol):
 
         Raises InputError for a picture that the family cannot take.
         """
+        ...
+
+    def levels(self, pictures: Sequence[Image.Image]) -> tuple[Levels, Int32[np.ndarray, "grids 3"]]:
+        """The same, still to be normalised, for `encode_vision`; raises likewise."""
         ...
 
     def slot_tokens(

@@ -149,16 +149,16 @@ class Qwen3VL(Model):
 
     def pack_pictures(
         self, pixel_values: np.ndarray, grid_thw: np.ndarray
-    ) -> tuple[Float[np.ndarray, "P patch_dim"], VisionLayout]:
+    ) -> tuple[np.ndarray, VisionLayout]:
         """Pictures of any sizes behind one another, each in merge-block order."""
         vision, patches = self.config.vision, int(grid_thw.prod(1).sum())
-        check_patches(pixel_values, grid_thw, vision.patch_dim)
+        check_patches(pixel_values, grid_thw, vision.patch_dim, vision.temporal_patch_size)
         if (grid_thw[:, 1:] % vision.spatial_merge_size).any():
             raise InputError(
                 f"grid_thw: {grid_thw.tolist()}; rows and columns must divide by {vision.spatial_merge_size}"
             )
-        padded = np.zeros((bucket(patches, _FEWEST_PATCHES), vision.patch_dim), np.float32)
-        padded[:patches] = pixel_values
+        padding = bucket(patches, _FEWEST_PATCHES) - patches
+        padded = np.pad(pixel_values, ((0, padding), (0, 0))) if padding else pixel_values
         return padded, self.vision_layout(grid_thw, len(padded))
 
     def encode_vision(

@@ -167,7 +167,7 @@ class SmolVLM(Model):
 
     def pack_pictures(
         self, pixel_values: np.ndarray, grid_thw: np.ndarray
-    ) -> tuple[Float[np.ndarray, "N P patch_dim"], Int[np.ndarray, "P"]]:
+    ) -> tuple[np.ndarray, Int[np.ndarray, "P"]]:
         """Tiles, square and of one size; the tower's program depends on how many and how large they are."""
         vision, scale = self.config.vision, self.config.scale_factor
         check_patches(pixel_values, grid_thw, vision.patch_dim)
@@ -178,9 +178,8 @@ class SmolVLM(Model):
                 f" side a multiple of {scale}"
             )
         tiles = pixel_values.reshape(len(grid_thw), side * side, vision.patch_dim)
-        padded = np.zeros((bucket(len(tiles), 1), *tiles.shape[1:]), np.float32)
-        padded[: len(tiles)] = tiles
-        return padded, tile_places(side, vision.grid_side)
+        padding = bucket(len(tiles), 1) - len(tiles)
+        return np.pad(tiles, ((0, padding), (0, 0), (0, 0))), tile_places(side, vision.grid_side)
 
     def encode_vision(
         self, pixel_values: Float[Array, "N P patch_dim"], layout: Int[Array, "P"]

@@ -15,10 +15,10 @@ from PIL import Image
 from transformers import PreTrainedTokenizerFast
 
 from models.errors import CheckpointError
-from models.images import normalised_levels, number, per_channel, whole_number
+from models.images import number, per_channel, whole_number
+from models.levels import CHANNELS, Levels, level_table
 
 LONGEST_EDGE = 4096  # transformers' limit, in pixels
-_CHANNELS = 3
 # What this module does to every picture; a checkpoint that asks for something else is refused.
 _FIXED = {"do_resize": True, "do_rescale": True, "do_normalize": True, "do_convert_rgb": True, "resample": 1}
 
@@ -121,15 +121,16 @@ class TileSettings:
         Returns the patches of all tiles one after another, each (channel, row, column), and each tile's grid
         (1, side, side) in patches: all the same.
         """
-        tiles = [tile for picture in pictures for tile in self._tiles(picture)]
+        found, grids = self.levels(pictures)
+        return found.values(1), grids
+
+    def levels(self, pictures: Sequence[Image.Image]) -> tuple[Levels, Int32[np.ndarray, "tiles 3"]]:
+        """`preprocess`, to where only the device's part is left."""
+        tiles = [self._patches(tile) for picture in pictures for tile in self._tiles(picture)]
         grids = np.tile(np.array([1, self.side, self.side], np.int32), (len(tiles), 1))
-        patches = np.empty((len(tiles) * self.side**2, _CHANNELS, self.patch_size**2), np.float32)
-        levels = normalised_levels(self.mean, self.std, self.rescale_factor)
-        for tile, part in zip(tiles, np.split(patches, max(len(tiles), 1)), strict=False):
-            pixels = self._patches(tile)
-            for channel in range(_CHANNELS):
-                part[:, channel] = levels[channel][pixels[:, channel]]
-        return patches.reshape(len(patches), -1 if len(patches) else _CHANNELS * self.patch_size**2), grids
+        none = np.zeros((0, CHANNELS * self.patch_size**2), np.uint8)
+        table = level_table(self.mean, self.std, self.rescale_factor)
+        return Levels(np.concatenate([none, *tiles]), table), grids
 
     def _resized(self, height: int, width: int) -> tuple[int, int]:
         """The longer side becomes `longest_edge`; the other is made even, upwards."""
@@ -166,11 +167,11 @@ class TileSettings:
         tiles = [picture.crop((x, y, x + self.tile, y + self.tile)) for x, y in corners]
         return [*tiles, _resize(picture, self.tile, self.tile)]
 
-    def _patches(self, tile: Image.Image) -> UInt8[np.ndarray, "patches 3 area"]:
+    def _patches(self, tile: Image.Image) -> UInt8[np.ndarray, "patches features"]:
         side, patch = self.side, self.patch_size
         pixels = np.asarray(tile)[: side * patch, : side * patch]
-        blocks = pixels.reshape(side, patch, side, patch, _CHANNELS)
-        return blocks.transpose(0, 2, 4, 1, 3).reshape(side * side, _CHANNELS, patch * patch)
+        blocks = pixels.reshape(side, patch, side, patch, CHANNELS)
+        return blocks.transpose(0, 2, 4, 1, 3).reshape(side * side, CHANNELS * patch * patch)
 
 
 def _resize(picture: Image.Image, height: int, width: int) -> Image.Image:

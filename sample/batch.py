@@ -12,10 +12,8 @@ from sample.config import SamplingConfig
 from sample.inputs import VLMInputs
 from sample.outcome import Alternatives, FinishReason, alternatives, finish_reason
 from sample.request import make_request
-from sample.step import EXHAUSTED, StepOutput, decode_steps, prefill, unpack
+from sample.step import EXHAUSTED, NOT_TAKEN, STEPS, StepOutput, decode_steps, prefill, unpack, unpack_taken
 from sample.text import TextStream
-
-STEPS = 64  # steps per program: the host looks at stop strings and interrupts in between
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +57,7 @@ def sample(
         cfg: one for all rows, or one per row.
         rng: one key (row i draws from `fold_in(rng, i)`) or one key per row; a row's `seed` comes before it.
         tokenizer: without one, the texts are empty.
-        cancelled: asked after the first token and then every 64; True ends the rows that still run, with
+        cancelled: asked after the first token and then every `STEPS`; True ends the rows that still run, with
             what they have.
 
     Raises:
@@ -77,17 +75,15 @@ def sample(
         top=request.top,
     )
     _record(rows, unpack(np.asarray(packed)[None]))
-    padding = [True] * (len(request.prompt.lengths) - len(rows))
+    padding = [0] * (len(request.prompt.lengths) - len(rows))
     while running := [row for row in rows if row.finish_reason is None]:
         if cancelled is not None and cancelled():
             for row in running:
                 row.finish("cancelled")
             break
-        ended = np.array([row.finish_reason is not None for row in rows] + padding)
-        state, outputs, made = decode_steps(
-            model, params, state, request.sampling, ended, steps=STEPS, top=request.top
-        )
-        _record(rows, unpack(np.asarray(outputs)[: int(made)]))
+        quota = np.array([STEPS * (row.finish_reason is None) for row in rows] + padding, np.int32)
+        state, packed = decode_steps(model, params, state, request.sampling, quota, top=request.top)
+        _record(rows, unpack_taken(np.asarray(packed)))
     return _result(rows)
 
 
@@ -127,7 +123,7 @@ def _record(rows: list[_Row], outputs: StepOutput) -> None:
         columns = (outputs.token[:, i], outputs.logprob[:, i], outputs.status[:, i])
         steps = zip(*(c.tolist() for c in columns), strict=True)
         for n, (token, logprob, status) in enumerate(steps):
-            if row.finish_reason is None:
+            if row.finish_reason is None and status != NOT_TAKEN:
                 top = alternatives(outputs.top_ids[n, i], outputs.top_logprobs[n, i], row.config)
                 row.add(token, logprob, status, top)
 

@@ -16,9 +16,10 @@ from models.decoder import VisionEmbeddings
 from models.errors import SettingsError
 from models.model import Model
 from sample.logits import SamplingParams
+from sample.pace import quota_of
 from sample.reseed import clear_and_reseed, shift_tail
 from sample.stats import Reseed
-from sample.step import DecodeState, Prompt, decode_step
+from sample.step import DecodeState, Prompt, decode_steps
 from sample.stream_config import StreamConfig
 
 _NARROWEST = 64  # tokens of the sinks, and of a reseed's program
@@ -149,18 +150,25 @@ class EndlessCache:
         """Slots; all but the pending token."""
         return self.front + self.total - 1 - self.tail_start
 
-    def step(
-        self, model: Model, params: Any, state: DecodeState, sampling: SamplingParams, top: int
-    ) -> tuple[DecodeState, jax.Array, Reseed | None]:
-        """The next token, and how room was made for it."""
+    @property
+    def _longest(self) -> int:
+        """Steps of a program: what a summary is made of must be delivered well before it is wanted."""
+        return self.plan.context if self._sidecar is None else max(self.plan.tail // 4, 1)
+
+    def steps(
+        self, model: Model, params: Any, state: DecodeState, sampling: SamplingParams, top: int, most: int
+    ) -> tuple[DecodeState, jax.Array, int, Reseed | None]:
+        """The next tokens, at most so many: packed, how many, and how room was made for the first of them."""
         reseed = None
-        if self.filled < self.plan.context:
-            state, packed = decode_step(model, params, state, sampling, top=top)
-        elif self.plan.config.policy == "shift":
+        if self.filled >= self.plan.context and self.plan.config.policy == "shift":
             reseed = self._renewed(0)
             arrays = (self.plan.sinks.lengths, self.plan.sinks.deltas, _row(reseed.tail - 1))
-            state, packed = decode_step(model, params, shift_tail(model, state, *arrays), sampling, top=top)
+            state = shift_tail(model, state, *arrays)
+        if self.filled < self.plan.context:
+            most = min(most, self.plan.context - self.filled, self._longest)
+            state, packed = decode_steps(model, params, state, sampling, quota_of(most), top=top)
         else:
+            most = 1
             sinks, summary = self._sinks_and_summary()
             reseed = self._renewed(summary)
             state, packed = clear_and_reseed(
@@ -174,8 +182,8 @@ class EndlessCache:
                 width=self.plan.width,
                 top=top,
             )
-        self.total += 1
-        return state, packed, reseed
+        self.total += most
+        return state, packed, most, reseed
 
     def delivered(self, token: int) -> None:
         """A token has reached the host; what is sure to leave the cache goes to the sidecar."""

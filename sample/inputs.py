@@ -74,11 +74,11 @@ def prepare_inputs(
             system=system,
         )
         rows.append(with_picture_tokens(model, processor, ids, row_pictures, row_sources))
-    pixel_values, grid_thw = processor.images.preprocess([p for row in pictures for p in row])
+    levels, grid_thw = processor.images.levels([p for row in pictures for p in row])
     tokens, mask = _pad(rows, processor.pad_id)
     return VLMInputs(
         prompt_tokens=tokens,
-        vision=encode_vision(model, params, pixel_values, grid_thw) if len(grid_thw) else None,
+        vision=encode_vision(model, params, levels, grid_thw) if len(grid_thw) else None,
         grid_thw=grid_thw,
         image_pad_id=model.image_pad_id,
         attention_mask=mask,

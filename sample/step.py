@@ -26,6 +26,8 @@ from sample.loops import LONGEST_PATTERN, History, pushed, repeated_pattern
 
 # How a row stands. EXHAUSTED: no token was left to draw, so none was.
 RUNNING, STOPPED, OUT_OF_LENGTH, REPEATING, EXHAUSTED = range(5)
+NOT_TAKEN = -1  # status of a step that a row did not take
+STEPS = 64  # in one program, at most: the host looks at stop strings and interrupts in between
 HostOrDevice = Array | np.ndarray
 _FIXED = 4  # columns of a packed row before its alternatives
 
@@ -72,7 +74,10 @@ class DecodeState(NamedTuple):
 
 
 class StepOutput(NamedTuple):
-    """What one step tells the host: B rows, and `top` alternatives to each token. EXHAUSTED: no token."""
+    """What one step tells the host: B rows, and `top` alternatives to each token. EXHAUSTED: no token.
+
+    Of `decode_steps` there is one more axis before them all, the steps.
+    """
 
     token: np.ndarray  # int32 [B]
     logprob: np.ndarray  # float32 [B]
@@ -196,50 +201,49 @@ def decode_step(
     params: Any,
     state: DecodeState,
     sampling: SamplingParams,
-    live: Bool[HostOrDevice, "B"] | None = None,
     *,
     top: int,
 ) -> tuple[DecodeState, Int[Array, "B packed"]]:
-    """Feed each running row's last token and draw the next. Rows that have ended stay as they are.
-
-    Args:
-        live: rows that take this step; the others stay as they are, too. Without it, all do.
-    """
-    return _step(model, params, state, sampling, top, live)
+    """Feed each running row's last token and draw the next. Rows that have ended stay as they are."""
+    return _step(model, params, state, sampling, top)
 
 
-@partial(jax.jit, static_argnames=("model", "steps", "top"), donate_argnames="state")
+@partial(jax.jit, static_argnames=("model", "top"), donate_argnames="state")
 def decode_steps(
     model: Model,
     params: Any,
     state: DecodeState,
     sampling: SamplingParams,
-    ended: Bool[Array, "B"],
+    quota: Int[HostOrDevice, "B"],
     *,
-    steps: int,
     top: int,
-) -> tuple[DecodeState, Int[Array, "steps B packed"], Int[Array, ""]]:
-    """Up to `steps` steps in one program; it leaves off once every row has ended.
+) -> tuple[DecodeState, Int[Array, "steps B packed"]]:
+    """Up to `STEPS` of `decode_step` in one program; it leaves off once no row may go on.
 
     Args:
-        ended: rows that the host has ended (by a stop string).
+        quota: how many tokens each row may draw; of more than `STEPS`, `STEPS`.
 
     Returns:
-        The state, the packed outputs, and how many of them were made.
+        The state, and the packed outputs (see `unpack`), with status `NOT_TAKEN` where a row took no step.
     """
-    state = state._replace(status=jnp.where(ended & (state.status == RUNNING), STOPPED, state.status))
-    outputs = jnp.zeros((steps, state.token.shape[0], _FIXED + 2 * top), jnp.int32)
+    quota = jnp.minimum(quota, STEPS)
+    outputs = jnp.full((STEPS, state.token.shape[0], _FIXED + 2 * top), NOT_TAKEN, jnp.int32)
+
+    def live(state: DecodeState, i: Int[Array, ""]) -> Bool[Array, "B"]:
+        return _running(state, i < quota)
 
     def unfinished(carry: tuple) -> Bool[Array, ""]:
         state, _, i = carry
-        return (i < steps) & (state.status == RUNNING).any()
+        return live(state, i).any()
 
     def body(carry: tuple) -> tuple:
         state, outputs, i = carry
-        state, packed = _step(model, params, state, sampling, top)
-        return state, outputs.at[i].set(packed), i + 1
+        taken = live(state, i)
+        state, packed = _step(model, params, state, sampling, top, taken)
+        return state, outputs.at[i].set(jnp.where(taken[:, None], packed, NOT_TAKEN)), i + 1
 
-    return jax.lax.while_loop(unfinished, body, (state, outputs, jnp.int32(0)))
+    state, outputs, _ = jax.lax.while_loop(unfinished, body, (state, outputs, jnp.int32(0)))
+    return state, outputs
 
 
 def draw_next(
@@ -309,3 +313,10 @@ def unpack(packed: np.ndarray) -> StepOutput:
         top_ids=packed[..., _FIXED : _FIXED + top],
         top_logprobs=floats[..., _FIXED + top :],
     )
+
+
+def unpack_taken(packed: np.ndarray) -> StepOutput:
+    """What `decode_steps` packed, as far as any row took a step."""
+    output = unpack(packed)
+    taken = int((output.status != NOT_TAKEN).any(-1).sum())
+    return StepOutput(*(array[:taken] for array in output))

@@ -1,6 +1,7 @@
-"""`sample_streaming`: a Python loop over the jitted step, one step ahead of the host."""
+"""`sample_streaming`: a Python loop over the jitted steps, one program ahead of the host."""
 
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -14,10 +15,11 @@ from sample.config import SamplingConfig
 from sample.endless import EndlessCache
 from sample.inputs import VLMInputs
 from sample.outcome import Alternatives, FinishReason, alternatives, finish_reason
+from sample.pace import Pace, quota_of
 from sample.perplexity import PerplexityTracker
 from sample.request import Request, make_request
 from sample.stats import Reseed, StreamStats
-from sample.step import EXHAUSTED, DecodeState, StepOutput, decode_step, prefill, unpack
+from sample.step import EXHAUSTED, DecodeState, StepOutput, decode_steps, prefill, unpack_taken
 from sample.stream_config import StreamConfig
 from sample.summary import SummarySidecar
 from sample.text import TextStream
@@ -75,9 +77,17 @@ def sample_streaming(
 
 
 class _Ahead(NamedTuple):
-    """A step that the device works on."""
+    """Steps that the device works on."""
 
     packed: Array
+    reseed: Reseed | None
+    begun: float
+
+
+class _Made(NamedTuple):
+    """A token that has reached the host."""
+
+    output: StepOutput
     reseed: Reseed | None
 
 
@@ -114,8 +124,11 @@ class TokenStream(Iterator[Token]):
         self._endless = None if plan is None else EndlessCache(plan, request.vision, summary)
         self._state: DecodeState | None = None
         self._ahead: _Ahead | None = None
-        self._failure: Exception | None = None  # of a dispatch, told behind the token before it
+        self._made: deque[_Made] = deque()
+        self._pace = Pace()
+        self._failure: Exception | None = None  # of a dispatch, told behind the tokens before it
         self._dispatched = 0
+        self._arrived = 0.0
         self._cancelled = False
 
     def __iter__(self) -> "TokenStream":
@@ -129,7 +142,9 @@ class TokenStream(Iterator[Token]):
             self._finish("cancelled")
             raise StopIteration
         try:
-            token = self._token(*self._next_output(request))
+            if not self._made:
+                self._made.extend(self._next_outputs(request))
+            token = self._token(*self._made.popleft())
         except KeyboardInterrupt:
             self._finish("cancelled")
             raise
@@ -154,10 +169,10 @@ class TokenStream(Iterator[Token]):
         if self.finish_reason is None:
             self._finish("cancelled")
 
-    def _next_output(self, request: Request) -> tuple[StepOutput, Reseed | None]:
-        """Dispatch the step behind the one that is waited for, so that the device is never idle.
+    def _next_outputs(self, request: Request) -> Iterator[_Made]:
+        """Dispatch the steps behind those that are waited for, so that the device is never idle.
 
-        Not behind the prefill: the first token would wait for the step to be dispatched, or compiled.
+        Not behind the prefill: the first token would wait for them to be dispatched, or compiled.
         """
         entered = time.perf_counter()
         if self._failure is not None:
@@ -167,26 +182,33 @@ class TokenStream(Iterator[Token]):
         if 1 < self._dispatched < self._config.max_new_tokens:
             try:
                 self._ahead = self._dispatch(request)
-            except RuntimeError as error:  # JAX's kind, for the device; the token before it is whole
+            except RuntimeError as error:  # JAX's kind, for the device; the tokens before it are whole
                 self._failure = error
-        output = unpack(np.asarray(ahead.packed))
-        if ahead.reseed is None:
-            return output, None
-        return output, ahead.reseed._replace(pause=time.perf_counter() - entered)
+        packed = np.asarray(ahead.packed)
+        output = unpack_taken(packed if packed.ndim == 3 else packed[None])
+        now = time.perf_counter()
+        self._pace.took(now - max(ahead.begun, self._arrived), len(output.token))
+        self._arrived = now
+        reseed = ahead.reseed and ahead.reseed._replace(pause=now - entered)
+        for i in range(len(output.token)):
+            yield _Made(StepOutput(*(array[i] for array in output)), None if i else reseed)
 
     def _dispatch(self, r: Request) -> _Ahead:
-        reseed = None
+        begun = time.perf_counter()
+        most = min(self._pace.steps, self._config.max_new_tokens - self._dispatched)
+        common, reseed = (self._model, self._params), None
         if self._state is None:
-            self._state, packed = prefill(self._model, self._params, *r.arguments, slots=r.slots, top=r.top)
+            self._state, packed = prefill(*common, *r.arguments, slots=r.slots, top=r.top)
+            most = 1
         elif self._endless is not None:
-            self._state, packed, reseed = self._endless.step(
-                self._model, self._params, self._state, r.sampling, r.top
+            self._state, packed, most, reseed = self._endless.steps(
+                *common, self._state, r.sampling, r.top, most
             )
         else:
-            self._state, packed = decode_step(self._model, self._params, self._state, r.sampling, top=r.top)
+            self._state, packed = decode_steps(*common, self._state, r.sampling, quota_of(most), top=r.top)
         packed.copy_to_host_async()
-        self._dispatched += 1
-        return _Ahead(packed, reseed)
+        self._dispatched += most
+        return _Ahead(packed, reseed, begun)
 
     def _tell_reseed(self, reseed: Reseed | None) -> None:
         self.reseed = None
@@ -231,6 +253,7 @@ class TokenStream(Iterator[Token]):
         """Let go of the device's memory and of the text that was held back."""
         self.finish_reason = reason
         self._request = self._params = self._state = self._ahead = self._failure = None
+        self._made.clear()
         if self._endless is not None:
             self._endless.close()
             self._endless = None

@@ -1,13 +1,14 @@
 """The running streams: which row each one has, and the step over all of them."""
 
 import logging
+import time
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Array
 
 from sample.config import SamplingConfig
-from sample.step import decode_step, unpack
+from sample.step import NOT_TAKEN, StepOutput, decode_steps, unpack_taken
 from serve.job import Job
 from serve.prefill import Device, first_row
 from serve.prompt import PreparedPrompt
@@ -18,22 +19,26 @@ _PATIENCE = 64  # steps with too many rows before they are made fewer
 
 
 class Output(NamedTuple):
-    """What the device works on, and whose it is: (row, job). `of_step`: not of a prompt's last chunk."""
+    """What the device works on, and whose it is: (row, job). `steps` is 0 for a prompt's last chunk."""
 
     packed: Array
     owners: list[tuple[int, Job]]
-    of_step: bool = True
+    steps: int
+    begun: float
 
-    def deliver(self) -> None:
-        """Wait for it, and hand the tokens over. A job whose text fails ends alone.
+    def wait(self) -> StepOutput:
+        """All of it. Raises RuntimeError where the device failed."""
+        packed = np.asarray(self.packed)
+        return unpack_taken(packed if packed.ndim == 3 else packed[None])
 
-        Raises:
-            RuntimeError: the device failed.
-        """
-        output = unpack(np.asarray(self.packed))
+    def deliver(self, output: StepOutput) -> None:
+        """Hand the tokens over. A job whose text fails ends alone."""
+        steps = [StepOutput(*(array[i] for array in output)) for i in range(len(output.token))]
         for row, job in self.owners:
             try:
-                job.deliver(output, row)
+                for step in steps:
+                    if step.status[row] != NOT_TAKEN:
+                        job.deliver(step, row)
             except Exception:  # a tokenizer's or a consumer's: whatever it is, it is this stream's alone
                 _log.exception("a token could not be handed over")
                 job.fail("text_failed")
@@ -100,20 +105,20 @@ class Batch:
         if self._too_large > _PATIENCE:
             self._resize(smaller)
 
-    def step(self) -> Output | None:
-        """Dispatch the next token of all rows that may have one; None where none may."""
-        owners = [(row, job) for row, job in enumerate(self._jobs) if job is not None and job.may_step]
-        if not owners:
+    def step(self, most: int) -> Output | None:
+        """Dispatch the next tokens of all rows that may have any, at most so many; None where none may."""
+        quota = np.array([0 if job is None else min(job.room, most) for job in self._jobs], np.int32)
+        if not quota.any():
             return None
-        live = np.zeros(self.rows, bool)
-        live[[row for row, _ in owners]] = True
+        begun = time.perf_counter()
+        owners = [(row, job) for row, job in enumerate(self._jobs) if job is not None and quota[row]]
         model, params = self._device.model, self._device.params
         top = self._device.top(any(job.config.top_logprobs for _, job in owners))
-        state, packed = decode_step(model, params, *self._rows, live, top=top)
+        state, packed = decode_steps(model, params, *self._rows, quota, top=top)
         self._rows = self._rows._replace(state=state)
-        for _, job in owners:
-            job.stepped()
-        return Output(packed, owners)
+        for row, job in owners:
+            job.stepped(int(quota[row]))
+        return Output(packed, owners, int(quota.max()), begun)
 
     def _resize(self, size: int) -> None:
         taken = [row for row, job in enumerate(self._jobs) if job is not None]

@@ -25,9 +25,9 @@ class Credits:
         """When the oldest of them was made; None where there is none."""
         return self._open[0][1] if self._open else None
 
-    def room(self, in_flight: int) -> bool:
-        """Whether one more may be made, beside as many as are being made."""
-        return len(self._open) + in_flight < self._window
+    def room(self, in_flight: int) -> int:
+        """How many more may be made, beside as many as are being made."""
+        return max(self._window - len(self._open) - in_flight, 0)
 
     def sent(self, event_id: int, now: float) -> None:
         """A delta has been made."""

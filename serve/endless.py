@@ -29,13 +29,13 @@ class EndlessRow:
         return self._filled >= self._plan.context and not self._renewing
 
     @property
-    def has_room(self) -> bool:
-        """Whether its row can take a step."""
-        return self._filled < self._plan.context and not self._renewing
+    def room(self) -> int:
+        """How many steps its row can take."""
+        return 0 if self._renewing else self._plan.context - self._filled
 
-    def stepped(self) -> None:
-        """One more slot is filled."""
-        self._filled += 1
+    def stepped(self, steps: int) -> None:
+        """So many more slots are filled."""
+        self._filled += steps
 
     def delivered(self, token: int) -> None:
         """One more token."""

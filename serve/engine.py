@@ -5,6 +5,7 @@ One thread owns the device and calls the consumers; any thread may submit, wake 
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
@@ -14,6 +15,7 @@ from jaxtyping import Array
 from models.load import LoadedModel
 from sample.config import SamplingConfig
 from sample.endless import make_plan
+from sample.pace import Pace
 from sample.stream_config import StreamConfig
 from serve.batch import Batch, Output
 from serve.endless import EndlessRow
@@ -50,7 +52,7 @@ class Figures(NamedTuple):
 
 
 class Engine:
-    """Continuous batching over `decode_step`.
+    """Continuous batching over `decode_steps`.
 
     Args:
         loaded: model, parameters and processor.
@@ -66,6 +68,8 @@ class Engine:
         self._prefill: Prefill | None = None
         self._renewals: deque[Prefill] = deque()
         self._ahead: list[Output] = []
+        self._pace = Pace(self.config.burst)
+        self._arrived = 0.0
         self._failures = 0
         self._inbox: deque[Job] = deque()
         self._condition = threading.Condition()
@@ -203,7 +207,7 @@ class Engine:
         failure = None
         try:
             self._batch.drop_ended()
-            self._send(self._batch.step())
+            self._send(self._batch.step(1 if self._is_feeding else self._pace.steps))
             self._begin_renewals()
             self._feed_some()
         except RuntimeError as error:  # JAX's kind, for the device; the tokens before it are whole
@@ -212,8 +216,11 @@ class Engine:
         if failure is not None:
             self._fail_running(failure)
         self._delivered()
-        feeding = self._prefill or self._renewals or (self._inbox and self._has_room)
-        return bool(ahead or self._ahead or feeding)
+        return bool(ahead or self._ahead or self._is_feeding)
+
+    @property
+    def _is_feeding(self) -> bool:
+        return bool(self._prefill or self._renewals or (self._inbox and self._has_room))
 
     @property
     def _has_room(self) -> bool:
@@ -227,11 +234,19 @@ class Engine:
     def _hand_over(self, outputs: list[Output]) -> RuntimeError | None:
         try:
             for output in outputs:
-                output.deliver()
-                self._failures = 0 if output.of_step else self._failures
+                arrived = output.wait()
+                if output.steps:
+                    self._failures = 0
+                    self._keep_pace(output)
+                output.deliver(arrived)
         except RuntimeError as error:
             return error
         return None
+
+    def _keep_pace(self, output: Output) -> None:
+        now = time.perf_counter()
+        self._pace.took(now - max(output.begun, self._arrived), output.steps)
+        self._arrived = now
 
     def _begin_renewals(self) -> None:
         for job in self._batch.jobs:
@@ -268,11 +283,11 @@ class Engine:
             self._join(prefill.job, *filled)
 
     def _join(self, job: Job, row: Rows, packed: Array) -> None:
-        job.dispatched()
+        job.dispatched(1)
         if job.endless is not None:
             job.endless.end_renewal()
         self._batch.add(job, row)
-        self._send(Output(packed, [(0, job)], of_step=False))
+        self._send(Output(packed, [(0, job)], 0, 0.0))
 
     def _next_prefill(self) -> Prefill | None:
         if self._renewals:

@@ -5,7 +5,7 @@ from typing import Any, no_type_check
 
 from models.errors import SettingsError
 from models.model import Model
-from sample.config import integer
+from sample.config import integer, number
 
 _MOST = 2**31 - 1
 
@@ -21,6 +21,8 @@ class EngineConfig:
         context: prompt and answer of one stream together, in tokens; at most the model's own context.
         chunks: sizes of the pieces in which prompts are fed, ascending, in tokens. Between
             two steps of running streams comes what the largest computes, and no more.
+        burst: seconds in which a program takes as many steps as it can, one at least; while prompts are fed,
+            each takes one.
         waiting: streams that may wait for a row.
         pictures: widths and heights of pictures whose programs are compiled before the first stream comes;
             one of another number of patches compiles its own, and running streams wait for that.
@@ -37,6 +39,7 @@ class EngineConfig:
     rows: tuple[int, ...] = (1, 4, 16, 32, 50)
     context: int = 2048
     chunks: tuple[int, ...] = (32, 64, 128)
+    burst: float = 0.02
     waiting: int = 64
     pictures: tuple[tuple[int, int], ...] = ((256, 256), (256, 224), (256, 192))
     picture_bytes: int = 256 * 2**20
@@ -56,6 +59,7 @@ class EngineConfig:
             ("token_ids", 1, 4096),
         ):
             integer(name, getattr(self, name), low, high)
+        number("burst", self.burst, 0.0, 10.0)
         for name in ("rows", "chunks"):
             _check_sizes(name, getattr(self, name))
 

@@ -39,8 +39,8 @@ class Consumer(Protocol):
         """Whether it takes no more: the engine then frees the row, and says nothing."""
         ...
 
-    def may_step(self, in_flight: int) -> bool:
-        """Whether one more token may be made, beside those that are on their way."""
+    def room(self, in_flight: int) -> int:
+        """How many more tokens may be made, beside those that are on their way."""
         ...
 
     def prefilling(self) -> None:
@@ -87,27 +87,29 @@ class Job:
         return self.ended or self.consumer.closed
 
     @property
-    def may_step(self) -> bool:
-        """Whether its row may take the next step."""
-        return self._may_go_on and (self.endless is None or self.endless.has_room)
+    def room(self) -> int:
+        """How many steps its row may take."""
+        room = self._wanted
+        return room if self.endless is None else min(room, self.endless.room)
 
     @property
     def wants_room(self) -> bool:
         """Whether its row is full, and all tokens are there of which a new beginning is made."""
         settled = self._dispatched == self._delivered
-        return self.endless is not None and self.endless.is_full and settled and self._may_go_on
+        return self.endless is not None and self.endless.is_full and settled and self._wanted > 0
 
     @property
-    def _may_go_on(self) -> bool:
-        if self.over or self._dispatched >= self.config.max_new_tokens:
-            return False
-        return self.consumer.may_step(self._dispatched - self._delivered)
+    def _wanted(self) -> int:
+        if self.over:
+            return 0
+        left = self.config.max_new_tokens - self._dispatched
+        return min(left, self.consumer.room(self._dispatched - self._delivered))
 
-    def stepped(self) -> None:
-        """Its row has taken a step."""
-        self.dispatched()
+    def stepped(self, steps: int) -> None:
+        """Its row takes so many steps."""
+        self.dispatched(steps)
         if self.endless is not None:
-            self.endless.stepped()
+            self.endless.stepped(steps)
 
     def add_stop(self, stop: Sequence[str]) -> None:
         """More strings that end it, in the text that is to come; from any thread.
@@ -118,9 +120,9 @@ class Job:
         self.config = replace(self.config, stop=(*self.config.stop, *stop))
         self._text.add_stop(stop)
 
-    def dispatched(self) -> None:
-        """A token of it is on its way."""
-        self._dispatched += 1
+    def dispatched(self, tokens: int) -> None:
+        """So many tokens of it are on their way."""
+        self._dispatched += tokens
 
     def deliver(self, output: StepOutput, row: int) -> None:
         """Hand over the token of a step in which it had this row."""

@@ -36,7 +36,7 @@ class PictureCache:
     def encode(self, picture: PreparedPicture) -> VisionEmbeddings:
         """Its embeddings, made and kept; those that were not used for the longest time make room."""
         self.misses += 1
-        made = encode_vision(self._model, self._params, picture.pixel_values, picture.grid_thw)
+        made = encode_vision(self._model, self._params, picture.levels, picture.grid_thw)
         self._held[picture.key] = made
         self.bytes += _size(made)
         while self.bytes > self._budget:

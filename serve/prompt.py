@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from blake3 import blake3
-from jaxtyping import Float32, Int32
+from jaxtyping import Int32
 from PIL import Image
 
+from models.levels import Levels
 from models.model import Model
 from models.processor import Processor
 from sample.inputs import with_picture_tokens
@@ -21,12 +22,12 @@ class PreparedPicture:
 
     Attributes:
         key: equal for pictures of the same content, and for no others.
-        pixel_values: float32 [patches, patch_dim].
+        levels: its patches.
         grid_thw: int [grids, 3], frames, rows and columns in patches; a family may cut a picture into tiles.
     """
 
     key: bytes
-    pixel_values: Float32[np.ndarray, "patches patch_dim"]
+    levels: Levels
     grid_thw: Int32[np.ndarray, "grids 3"]
 
 
@@ -61,7 +62,7 @@ def prepare_prompt(
 
 def prepare_picture(processor: Processor, picture: Image.Image) -> PreparedPicture:
     """An RGB picture's patches and key. Raises InputError for one that the family cannot take."""
-    return PreparedPicture(content_key(picture), *processor.images.preprocess([picture]))
+    return PreparedPicture(content_key(picture), *processor.images.levels([picture]))
 
 
 def content_key(picture: Image.Image) -> bytes:

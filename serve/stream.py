@@ -100,9 +100,9 @@ class Stream:
         """Whether it has ended."""
         return self.end is not None
 
-    def may_step(self, in_flight: int) -> bool:
-        """Whether there is credit for one more delta, and the reader wants it now."""
-        return not self._paused and self._credits.room(in_flight)
+    def room(self, in_flight: int) -> int:
+        """For how many more deltas there is credit; none while the reader wants none."""
+        return 0 if self._paused else self._credits.room(in_flight)
 
     def prefilling(self) -> None:
         """It has left the queue."""

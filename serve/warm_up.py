@@ -54,7 +54,7 @@ def _grow_and_shrink(device: Device, loaded: LoadedModel, configs: list[Sampling
         for config in configs:
             for job in batch.jobs:
                 job.config = config
-            batch.step()
+            batch.step(1)
         batch.row_of(batch.jobs[0])
     for size in reversed((0, *sizes[:-1])):
         for job in batch.jobs[size:]:
@@ -73,8 +73,8 @@ class _Nobody:
 
     closed = False
 
-    def may_step(self, in_flight: int) -> bool:
-        return True
+    def room(self, in_flight: int) -> int:
+        return 1
 
     def prefilling(self) -> None: ...
 

@@ -40,8 +40,8 @@ class Reader:
         self.closed = False
         self.over = threading.Event()
 
-    def may_step(self, in_flight: int) -> bool:
-        return len(self.pieces) + in_flight < self.credit
+    def room(self, in_flight: int) -> int:
+        return max(self.credit - len(self.pieces) - in_flight, 0)
 
     def prefilling(self) -> None:
         self.prefilled = True

@@ -35,8 +35,9 @@ def test_what_grows_is_told():
     later = flat._replace(tokens=2000, microseconds=100.0)
     assert growth([flat, later, later]) == []
     assert growth([flat, later._replace(resident=520 << 20)]) == ["resident memory grew by 20.0 MiB"]
-    assert growth([flat, later._replace(arrays=151)]) == ["the number or size of device arrays changed"]
-    assert growth([flat, later._replace(array_bytes=1)]) == ["the number or size of device arrays changed"]
+    assert growth([flat, later._replace(arrays=154)]) == []
+    assert growth([flat, later._replace(arrays=155)]) == ["device arrays grew by 5"]
+    assert growth([flat, later._replace(array_bytes=10**6 + 2**17)]) == ["device array_bytes grew by 131072"]
     assert growth([flat, later._replace(programs=9)]) == ["2 programs were compiled"]
     slower = later._replace(microseconds=130.0)
     assert growth([flat, later, later, slower, slower]) == ["a token took 100 us, later 130 us"]

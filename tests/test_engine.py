@@ -1,6 +1,7 @@
 """Many streams over one step: each gets what it gets alone, and nothing compiles as they come and go."""
 
 import time
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -159,7 +160,7 @@ def test_a_closed_stream_leaves_its_row_and_hears_no_more(engine):
 
 def test_who_goes_while_decoding_takes_at_most_the_step_that_is_on_its_way(engine, monkeypatch):
     steps: list[int] = []
-    original = batch_module.decode_step
+    original = batch_module.decode_steps
 
     class Leaving(Reader):
         def push(self, piece) -> None:
@@ -168,16 +169,18 @@ def test_who_goes_while_decoding_takes_at_most_the_step_that_is_on_its_way(engin
 
     monkeypatch.setattr(
         batch_module,
-        "decode_step",
-        lambda *a, **k: (steps.append(int(a[4].sum())), original(*a, **k))[1],
+        "decode_steps",
+        lambda *a, **k: (steps.append(a[4].tolist()), original(*a, **k))[1],
     )
+    monkeypatch.setattr(engine, "_pace", SimpleNamespace(steps=1, took=lambda *_: None))
     leaving, neighbour = Leaving(), Reader()
     engine.submit(words(9), SamplingConfig(seed=1, max_new_tokens=100), neighbour)
     until(lambda: neighbour.pieces)
     engine.submit(words(9), SamplingConfig(seed=1, max_new_tokens=100), leaving)
     neighbour.wait()
     assert leaving.closed
-    assert sum(rows - 1 for rows in steps if rows == 2) <= 10  # nine tokens behind the first, and one ahead
+    together = sum(sum(map(bool, quota)) == 2 for quota in steps)
+    assert together <= 10  # nine tokens behind the first, and one ahead
 
 
 def test_a_stream_that_is_closed_while_it_waits_is_never_prefilled(engine):
@@ -200,7 +203,7 @@ def test_a_stream_that_is_closed_while_it_waits_is_never_prefilled(engine):
 
 def test_a_long_prompt_keeps_running_streams_waiting_for_one_chunk_at_most(engine, monkeypatch):
     calls: list[str] = []
-    for module, name in ((batch_module, "decode_step"), (prefill_module, "prefill_chunk")):
+    for module, name in ((batch_module, "decode_steps"), (prefill_module, "prefill_chunk")):
         original = getattr(module, name)
         monkeypatch.setattr(
             module, name, lambda *a, _f=original, _n=name, **k: (calls.append(_n), _f(*a, **k))[1]
@@ -218,7 +221,7 @@ def test_a_long_prompt_keeps_running_streams_waiting_for_one_chunk_at_most(engin
 def test_short_prompts_share_what_a_long_one_may_cost_between_two_steps(engine, monkeypatch):
     calls: list[int] = []
     for module, name, width in (
-        (batch_module, "decode_step", lambda *_: 0),
+        (batch_module, "decode_steps", lambda *_: 0),
         (prefill_module, "prefill_chunk", lambda *arguments: arguments[3].tokens.shape[1]),
     ):
         original = getattr(module, name)
@@ -272,15 +275,17 @@ def test_a_limit_below_the_rows_keeps_streams_waiting(engine):
 
 def test_the_next_step_is_dispatched_before_the_last_is_waited_for(engine, monkeypatch):
     calls: list[str] = []
-    for name in ("decode_step", "unpack"):
+    for name in ("decode_steps", "unpack_taken"):
         original = getattr(batch_module, name)
         monkeypatch.setattr(
             batch_module, name, lambda *a, _f=original, _n=name, **k: (calls.append(_n), _f(*a, **k))[1]
         )
     reader = Reader()
-    engine.submit(words(9), SamplingConfig(seed=1, max_new_tokens=4), reader)
+    monkeypatch.setattr(engine, "_pace", SimpleNamespace(steps=2, took=lambda *_: None))
+    engine.submit(words(9), SamplingConfig(seed=1, max_new_tokens=6), reader)
     reader.wait()
-    assert calls == ["decode_step", "unpack", "decode_step", "unpack", "decode_step", "unpack", "unpack"]
+    steps, wait = "decode_steps", "unpack_taken"
+    assert calls == [steps, wait, steps, wait, steps, wait, wait]  # of the prompt, and of 2 + 2 + 1 tokens
 
 
 def test_what_does_not_fit_the_programs_is_refused_at_once(engine):
@@ -335,8 +340,8 @@ def test_a_step_that_fails_ends_all_that_run_once_and_the_next_stream_works(tiny
     for reader in running:
         engine.submit(words(9), SamplingConfig(seed=1, max_new_tokens=300), reader)
     until(lambda: all(len(reader.pieces) > 3 for reader in running))
-    broken = Broken(batch_module.decode_step, RuntimeError("device lost"), 1)
-    monkeypatch.setattr(batch_module, "decode_step", broken)
+    broken = Broken(batch_module.decode_steps, RuntimeError("device lost"), 1)
+    monkeypatch.setattr(batch_module, "decode_steps", broken)
     for reader in running:
         assert reader.wait().ends == ["step_failed"]
     config = SamplingConfig(seed=1, max_new_tokens=9)
@@ -350,7 +355,7 @@ def test_a_step_that_fails_again_and_again_ends_the_engine_and_all_streams(tiny,
     engine = Engine(tiny(), SIZES)
     engine.start()
     monkeypatch.setattr(
-        batch_module, "decode_step", Broken(batch_module.decode_step, RuntimeError("device lost"), 99)
+        batch_module, "decode_steps", Broken(batch_module.decode_steps, RuntimeError("device lost"), 99)
     )
     readers = [Reader() for _ in range(6)]
     for reader in readers:

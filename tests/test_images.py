@@ -3,12 +3,15 @@
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 from models.errors import CheckpointError, InputError
-from models.images import ImageSettings, picture_grid, preprocess, smart_resize
+from models.images import ImageSettings, levels, picture_grid, preprocess, smart_resize
+from models.levels import normalised
+from models.vision import encode_vision
 from tests.golden.images.make import QWEN2, QWEN3, SETTINGS, SIZES, digest, picture
 
 GOLDEN = json.loads((Path(__file__).parent / "golden/images/pixels.json").read_text())
@@ -141,3 +144,25 @@ def test_impossible_settings_are_named(changes, message):
     with pytest.raises(CheckpointError, match=f"^preprocessor_config.json: {message}") as caught:
         settings("qwen3", **changes)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("frames", [1, 2])
+def test_the_device_makes_the_same_values_of_levels(frames):
+    found, _ = levels([picture(90, 40), picture(64, 64)], settings())
+    wanted = found.values(frames)
+    made = jax.jit(normalised, static_argnums=2)(*found, wanted.shape[1])
+    np.testing.assert_array_equal(np.asarray(made).view(np.uint32), wanted.view(np.uint32))
+
+
+def test_the_tower_takes_values_and_levels(tiny):
+    model, params, processor = tiny()
+    pictures = [picture(90, 40), picture(64, 64)]
+    values, grid = processor.images.preprocess(pictures)
+    found, same = processor.images.levels(pictures)
+    np.testing.assert_array_equal(grid, same)
+    assert found.patches.nbytes * 8 == values.nbytes
+    one, other = (encode_vision(model, params, given, grid) for given in (values, found))
+    kept = int(model.picture_tokens(grid).sum())
+    np.testing.assert_allclose(one.embeddings[:kept], other.embeddings[:kept], atol=1e-6)
+    with pytest.raises(InputError, match="pixel_values"):
+        encode_vision(model, params, found._replace(patches=found.patches[1:]), grid)

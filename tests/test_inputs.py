@@ -94,8 +94,8 @@ def encoded(monkeypatch):
     """The arguments of each call of `encode_vision`, which then answers with zeros."""
     calls = []
 
-    def stand_in(model, params, pixel_values, grid_thw):
-        calls.append((pixel_values, grid_thw))
+    def stand_in(model, params, levels, grid_thw):
+        calls.append((levels.values(2), grid_thw))
         tokens = int(grid_thw.prod(1).sum()) // 4
         return VisionEmbeddings(np.zeros((tokens, 48), np.float32), np.zeros((3, tokens, 48), np.float32))
 

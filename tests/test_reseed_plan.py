@@ -73,8 +73,10 @@ class Content(NamedTuple):
 class ListDevice:
     """The device's part of a stream, on lists."""
 
-    def decode_step(self, model, params, state, sampling, *, top):
-        return state.fed(), None
+    def decode_steps(self, model, params, state, sampling, quota, *, top):
+        for _ in range(int(quota[0])):
+            state = state.fed()
+        return state, None
 
     def clear_and_reseed(self, model, params, state, sinks, vision, sampling, tail, *, width, top):
         S, T, delta = int(sinks.lengths[0]), int(tail[0]), int(sinks.deltas[0])
@@ -119,16 +121,26 @@ def test_positions_have_no_gap_and_the_cache_never_overflows(
     state = Content(list(range(P)), [tuple(p) for p in positions[:, 0].T.tolist()], int(deltas[0]), P + 1)
     left: list[int] = []
     with pytest.MonkeyPatch.context() as patched:
-        for name in ("decode_step", "clear_and_reseed", "shift_tail"):
+        for name in ("decode_steps", "clear_and_reseed", "shift_tail"):
             patched.setattr(endless_module, name, getattr(ListDevice(), name))
-        for _ in range(steps):
-            before = state.tokens
-            state, _, reseed = cache.step(model, None, state, None, 0)  # pyright: ignore[reportArgumentType]
+        for step in range(steps):
+            before, total = state.tokens, state.total
+            most = step % 5 + 1
+            state, _, made, reseed = cache.steps(
+                model,
+                None,
+                state,
+                None,
+                0,
+                most,  # pyright: ignore[reportArgumentType]
+            )
+            assert 1 <= made <= most
+            assert state.total == total + made
             assert len(state.tokens) == cache.filled <= config.context
             assert state.tokens[: plan.anchor] == list(range(plan.anchor))
             assert state.tokens[plan.anchor :] == list(range(cache.tail_start, state.total - 1))
             if reseed is not None:
-                gone = sorted({*before, state.total - 2} - set(state.tokens))
+                gone = sorted({*before, total - 1} - set(state.tokens))
                 assert len(gone) == reseed.evicted > 0
                 left += gone
             # Pictures are there as wholes, and all tokens stand where those of a fresh prompt would.
@@ -140,7 +152,8 @@ def test_positions_have_no_gap_and_the_cache_never_overflows(
             )
             assert fresh[:, 0].T.tolist() == [list(p) for p in state.positions]
             assert delta[0] == state.delta
-            cache.delivered(state.total - 2)  # its index in place of its id
+            for index in range(total - 1, state.total - 1):
+                cache.delivered(index)  # in place of its id
     if policy == "reseed" and left:
         indexed = [i if i >= P else int(tokens[0, i]) for i in left]
         assert told[: len(left)] == indexed

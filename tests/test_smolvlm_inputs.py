@@ -84,8 +84,8 @@ def encoded(monkeypatch):
     """The arguments of each call of `encode_vision`, which then answers with zeros."""
     calls = []
 
-    def stand_in(model, params, pixel_values, grid_thw):
-        calls.append((pixel_values, grid_thw))
+    def stand_in(model, params, levels, grid_thw):
+        calls.append((levels.values(1), grid_thw))
         zeros = np.zeros((int(model.picture_tokens(grid_thw).sum()), model.hidden_size), np.float32)
         return VisionEmbeddings(zeros, zeros[None, :0])
 

@@ -1,24 +1,37 @@
 """What the step lets its drivers do: prompts in several pieces, and rows that sit a step out."""
 
+from dataclasses import replace
+
 import jax
 import numpy as np
 import pytest
 
 from sample import SamplingConfig
 from sample.request import make_request
-from sample.step import Prompt, decode_step, prefill, prefill_chunk, unpack
+from sample.step import (
+    NOT_TAKEN,
+    RUNNING,
+    STEPS,
+    Prompt,
+    decode_step,
+    decode_steps,
+    prefill,
+    prefill_chunk,
+    unpack,
+    unpack_taken,
+)
 
 CFG = SamplingConfig(max_new_tokens=20, temperature=1.3)
 
 
-def request_for(tiny, rows: int):
+def request_for(tiny, rows: int, **settings):
     tokens = np.random.default_rng(0).integers(0, 400, (rows, 40)).astype(np.int32)
-    return make_request(tiny().model, tokens, CFG, jax.random.key(0))
+    return make_request(tiny().model, tokens, replace(CFG, **settings), jax.random.key(0))
 
 
-def started(tiny, rows: int):
+def started(tiny, rows: int, **settings):
     model, params, _ = tiny()
-    r = request_for(tiny, rows)
+    r = request_for(tiny, rows, **settings)
     return r, *prefill(model, params, *r.arguments, slots=r.slots, top=0)
 
 
@@ -26,29 +39,59 @@ def bits(tree) -> list[bytes]:
     return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
 
 
-def test_a_row_that_is_not_live_stays_as_it_is(tiny):
+def test_a_row_without_a_quota_stays_as_it_is(tiny):
     model, params, _ = tiny()
     r, state, first = started(tiny, 2)
     alone = unpack(np.asarray(first)).token.tolist()
-    for live in ([True, False], [True, False], [False, True]):
-        held = live.index(False)
+    for quota in ([1, 0], [1, 0], [0, 1]):
+        held = quota.index(0)
         before = bits(jax.tree.map(lambda x, held=held: x[held], state._replace(cache=())))
         length = int(state.length[held])
         filled = bits([k[held, ..., :length] for k in state.cache.keys])
-        state, packed = decode_step(model, params, state, r.sampling, np.array(live), top=0)
+        state, packed = decode_steps(model, params, state, r.sampling, np.array(quota), top=0)
         assert bits(jax.tree.map(lambda x, held=held: x[held], state._replace(cache=()))) == before
         assert bits([k[held, ..., :length] for k in state.cache.keys]) == filled
-        assert unpack(np.asarray(packed)).token[held] == np.frombuffer(before[0], np.int32)[0]
+        assert unpack_taken(np.asarray(packed)).status[:, held].tolist() == [NOT_TAKEN]
     r, state, _ = started(tiny, 2)
     tokens = []
     for _ in range(2):
         state, packed = decode_step(model, params, state, r.sampling, top=0)
         tokens.append(unpack(np.asarray(packed)).token.tolist())
     r, state, _ = started(tiny, 2)
-    for live, row, n in (([True, False], 0, 0), ([True, False], 0, 1), ([False, True], 1, 0)):
-        state, packed = decode_step(model, params, state, r.sampling, np.array(live), top=0)
-        assert unpack(np.asarray(packed)).token[row] == tokens[n][row]
+    for quota, row, n in (([1, 0], 0, 0), ([1, 0], 0, 1), ([0, 1], 1, 0)):
+        state, packed = decode_steps(model, params, state, r.sampling, np.array(quota), top=0)
+        assert unpack_taken(np.asarray(packed)).token[0, row] == tokens[n][row]
     assert alone != tokens[0]
+
+
+def test_steps_in_one_program_are_those_of_one_by_one(tiny):
+    model, params, _ = tiny()
+    r, state, _ = started(tiny, 2)
+    single = []
+    for _ in range(5):
+        state, packed = decode_step(model, params, state, r.sampling, top=0)
+        single.append(np.asarray(packed))
+    _, state, _ = started(tiny, 2)
+    state, packed = decode_steps(model, params, state, r.sampling, np.array([5, 2]), top=0)
+    packed = np.asarray(packed)
+    assert packed[:5, 0].tobytes() == np.stack(single)[:, 0].tobytes()
+    assert packed[:2, 1].tobytes() == np.stack(single)[:2, 1].tobytes()
+    output = unpack_taken(packed)
+    assert output.status[:, 0].tolist() == [RUNNING] * 5
+    assert output.status[:, 1].tolist() == [RUNNING] * 2 + [NOT_TAKEN] * 3
+    assert state.length.tolist() == [40 + 5, 40 + 2]
+
+
+def test_a_quota_ends_at_what_a_program_holds_and_where_a_row_ends(tiny):
+    model, params, _ = tiny()
+    r, state, _ = started(tiny, 1, max_new_tokens=2 * STEPS)
+    _, packed = decode_steps(model, params, state, r.sampling, np.array([STEPS + 1]), top=0)
+    tokens = unpack_taken(np.asarray(packed)).token[:, 0].tolist()
+    assert len(tokens) == STEPS
+    end = next(i for i in range(1, STEPS) if tokens[i] not in tokens[:i])
+    r, state, _ = started(tiny, 1, max_new_tokens=2 * STEPS, eos_id=tokens[end])
+    _, packed = decode_steps(model, params, state, r.sampling, np.array([STEPS]), top=0)
+    assert unpack_taken(np.asarray(packed)).token[:, 0].tolist() == tokens[: end + 1]
 
 
 @pytest.mark.parametrize("size", [16, 64])

@@ -113,7 +113,7 @@ def test_logits_of_a_bfloat16_model_are_not_rounded_to_bfloat16(tiny_directory, 
     hidden = jax.random.normal(jax.random.key(0), (2, 48), jnp.bfloat16)
     logits = model.call("head", params, hidden)
     table = params["language_model"]["embed_tokens"]["embedding"].T
-    kernel = table if variant == "tied" else params["lm_head"]["kernel"]
+    kernel = table if variant == "tied" else params["lm_head"]["weight"].T
     exact = np.asarray(hidden, np.float64) @ np.asarray(kernel, np.float64)
     assert logits.dtype == jnp.float32
     np.testing.assert_allclose(logits, exact, atol=1e-5)

@@ -505,7 +505,7 @@ def main() -> None:
         "--start", type=Path, help="a checkpoint to begin with, its weights and its tokenizer"
     )
     parser.add_argument("--without", choices=ABLATIONS, default="nothing", help="leave a part out")
-    parser.add_argument("--large", type=float, help="the last share of the steps, half of them with larger pictures")
+    parser.add_argument("--large", type=float, help="the last share of the steps, with larger pictures too")
     parser.add_argument("--workers", type=int, help="processes that make batches (default: a core each)")
     parser.add_argument("--seed", type=int, default=0, help="of the weights and of all scenes")
     parser.add_argument("--learning-rate", type=float, help="the highest one")

@@ -10,7 +10,7 @@ FEW = 3
 SMALLEST, SMALL, LARGEST = 0.1, 0.2, 0.9  # side of a thing over the shorter side of the picture
 
 # Rows and columns of 32 x 32 pixel cells, and how often: what the preprocessor makes of pictures from 1:3 to
-# 3:1. Up to 64 cells (about 256 x 256 pixels) for most of the training; at its end also up to 144 (384 x 384).
+# 3:1. Up to 64 cells (about 256 x 256 pixels) for most of the training; at its end up to 144 (384 x 384) too.
 GRIDS = {
     (8, 8): 40, (7, 8): 10, (7, 9): 8, (6, 9): 16, (9, 6): 9, (6, 10): 7, (5, 11): 4, (4, 13): 3, (13, 4): 3,
 }  # fmt: skip
@@ -147,9 +147,7 @@ def _boxes(
     """Centres and sizes, largest first, each shrunk until it stands `apart` (0.5: no overlap)."""
     height, width = grid[0] / min(grid), grid[1] / min(grid)
     usual = largest if count < 3 else min(largest, 0.9 / count**0.5)
-    sizes = [
-        rng.uniform(SMALLEST, SMALL if small and rng.random() < small else usual) for _ in range(count)
-    ]
+    sizes = [rng.uniform(SMALLEST, SMALL if small and rng.random() < small else usual) for _ in range(count)]
     if rng.random() < 0.25:
         sizes[0] = rng.uniform(SMALLEST, largest)
     boxes: list[tuple[float, float, float]] = []

@@ -14,6 +14,7 @@ from models.config_parts import DecoderConfig
 SLOTS = 64  # of the cache, read at once
 _MOST_ROWS = 64  # beyond it the arithmetic counts, and libraries are better at that
 _WIDTH = 64  # divides every width
+_FEW_TOKENS = 8
 _plain = ContextVar("plain", default=False)
 
 
@@ -28,6 +29,12 @@ def plain_jax() -> Iterator[None]:
 
 
 @cache
+def on_cpu() -> bool:
+    """Whether the device is the host's own processor."""
+    return jax.default_backend() == "cpu"
+
+
+@cache
 def on_cuda() -> bool:
     """Whether the device is NVIDIA's, for which the kernels are written."""
     return jax.default_backend() == "gpu" and "cuda" in jax.devices()[0].client.platform_version
@@ -36,6 +43,14 @@ def on_cuda() -> bool:
 def has_library_attention(q: Float[Array, "B T H D"]) -> bool:
     """Whether cuDNN has attention for these queries."""
     return _allowed() and q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[-1] % 8 == 0
+
+
+def multiplies_one_by_one(tokens: int) -> bool:
+    """Whether a matrix is multiplied with each of so many tokens in turn.
+
+    XLA's product of a matrix `[out, in]` with one vector is fast on a CPU; with a few, four times as slow.
+    """
+    return on_cpu() and 1 < tokens <= _FEW_TOKENS
 
 
 def decodes_in_kernels(c: DecoderConfig, x: Float[Array, "B T D"], slots: int) -> bool:

@@ -1,0 +1,54 @@
+"""Pictures' patches as the levels that their pixels have: an eighth of the bytes of what they become.
+
+A pixel has 256 levels, so that a table of what each becomes is exact.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Float32, UInt8
+
+CHANNELS = 3
+_LEVELS = 256
+
+
+class Levels(NamedTuple):
+    """Patches before they are normalised, each (channel, row, column), and what each level becomes."""
+
+    patches: UInt8[np.ndarray, "patches features"]
+    table: Float32[np.ndarray, "3 256"]
+
+    def values(self, frames: int) -> Float32[np.ndarray, "patches patch_dim"]:
+        """The normalised patches, each (channel, frame, row, column), a still picture's frame repeated."""
+        count, area = len(self.patches), self.patches.shape[1] // CHANNELS
+        pixels = self.patches.reshape(count, CHANNELS, area)
+        values = np.empty((count, CHANNELS, frames, area), np.float32)
+        for channel in range(CHANNELS):
+            values[:, channel] = np.take(self.table[channel], pixels[:, channel])[:, None]
+        return values.reshape(count, CHANNELS * frames * area)
+
+
+def normalised(
+    patches: UInt8[Array, "*P features"], table: Float[Array, "3 256"], patch_dim: int
+) -> Float[Array, "*P patch_dim"]:
+    """`Levels.values` on the device."""
+    pixels = patches.reshape(*patches.shape[:-1], CHANNELS, 1, -1).astype(jnp.int32)
+    first = jnp.arange(CHANNELS)[:, None, None] * _LEVELS
+    values = jnp.asarray(table).reshape(-1)[pixels + first]
+    frames = patch_dim // patches.shape[-1]
+    repeated = jnp.broadcast_to(values, (*values.shape[:-2], frames, values.shape[-1]))
+    return repeated.reshape(*patches.shape[:-1], patch_dim)
+
+
+def level_table(
+    mean: Sequence[float], std: Sequence[float], rescale_factor: float
+) -> Float32[np.ndarray, "3 256"]:
+    """What each level of a channel becomes.
+
+    The types follow transformers: scaled in float64, rounded to float32, then normalised in float32.
+    """
+    scaled = (np.arange(_LEVELS, dtype=np.float64) * rescale_factor).astype(np.float32)
+    means, stds = (np.array(values, np.float32)[:, None] for values in (mean, std))
+    return (scaled - means) / stds
