@@ -1,5 +1,6 @@
 """The composer puts things where it is told; the recipe learns, stops, goes on and exports."""
 
+import random
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from train.batches import Maker, lay_out
 from train.compose import CELL, Layout, Variation, compose, patches, premultiplied
 from train.export import export
 from train.recipe import ABLATIONS, SMOKE, Run, State, losses, make, token_weights, train
-from train.scenes import BACKGROUNDS, Placed, Scene
+from train.scenes import BACKGROUNDS, SMALL, Catalogue, Placed, Scene, scene
 
 PLAIN = Variation(art=0.0, picture=0.0)
 
@@ -137,6 +138,25 @@ def test_telling_words_weigh_more() -> None:
 
 def test_larger_pictures_come_last(run: Run) -> None:
     source = replace(run.source, large_grids={(9, 10): 1}, large_from=5)
-    made = [Maker(source).make(i) for i in (4, 5)]
-    assert [batch.grid for batch in made] == [(3, 4), (9, 10)]
-    assert [len(batch.tokens) for batch in made] == [4, 2]  # fewer of them
+    batches = map(Maker(source).make, range(25))
+    made = [(batch.grid, len(batch.tokens)) for batch in batches]
+    small, large = ((3, 4), 4), ((9, 10), 1)  # fewer of them
+    assert set(made[:5]) == {small}
+    assert set(made[5:]) == {small, large}
+
+
+def test_some_things_are_small() -> None:
+    catalogue = Catalogue(["cat", "dog"], [[0], [0]], [1.0])
+
+    def smallest(small: float) -> float:
+        rng = random.Random(0)
+        drawn = [scene(rng, catalogue, (8, 8), 1, small=small).placed[0].size for _ in range(300)]
+        return sum(size <= SMALL for size in drawn) / len(drawn)
+
+    assert smallest(0.0) + 0.2 < smallest(0.4)
+
+
+def test_a_run_that_is_cut_leaves_what_it_has(run: Run, tmp_path: Path) -> None:
+    make(run, synthetic_pack(), tmp_path / "out", tmp_path / "whole", minutes=0.0, cases=0, seeds=0)
+    assert not (tmp_path / "whole").exists()
+    assert load_model(tmp_path / "out" / "unfinished").model.config.text.hidden_size == 64
