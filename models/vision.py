@@ -1,16 +1,20 @@
-"""`encode_vision`: pictures of any sizes through the tower, one program per bucket of patches."""
+"""`encode_vision`: pictures of any sizes through the tower, a program per bucket of patches; many in turns."""
 
 from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from models.buckets import bucket
 from models.decoder import VisionEmbeddings
 from models.errors import InputError
 from models.levels import Levels, normalised
 from models.model import Model
+
+_TOGETHER = 4096  # patches in one turn, of several pictures: each is compared with each
 
 
 def encode_vision(
@@ -37,7 +41,45 @@ def encode_vision(
         raise InputError(f"grid_thw: {grid.dtype}{list(grid.shape)}; allowed: integers [pictures, 3], not 0")
     if grid.min() < 1:
         raise InputError(f"grid_thw: {grid.tolist()}; allowed: sizes from 1 up")
-    return encode_packed(model, params, *packed(model, pixel_values, grid.astype(np.int64)))
+    grid = grid.astype(np.int64)
+    ends = _ends_of_turns(grid.prod(1))
+    if len(ends) == 1:
+        return encode_packed(model, params, *packed(model, pixel_values, grid))
+    return _in_turns(model, params, pixel_values, grid, ends)
+
+
+def _ends_of_turns(patches: Int[np.ndarray, "pictures"]) -> list[int]:
+    """Where pictures go through the tower together: the number behind the last one of each turn."""
+    ends, together = [], 0
+    for picture, count in enumerate(patches.tolist()):
+        if together and together + count > _TOGETHER:
+            ends.append(picture)
+            together = 0
+        together += count
+    return [*ends, len(patches)]
+
+
+def _in_turns(
+    model: Model, params: Any, pixel_values: Any, grid: Int[np.ndarray, "pictures 3"], ends: list[int]
+) -> VisionEmbeddings:
+    patches, table = pixel_values if isinstance(pixel_values, Levels) else (np.asarray(pixel_values), None)
+    counts = np.split(grid.prod(1), ends[:-1])
+    cuts = np.cumsum([count.sum() for count in counts])[:-1]  # the last turn has all that is left
+    turns = zip(np.split(patches, cuts), np.split(grid, ends[:-1]), strict=True)
+    parts = [encode_packed(model, params, *model.pack_pictures(*turn), table) for turn in turns]
+    tokens = [int(model.picture_tokens(turn).sum()) for turn in np.split(grid, ends[:-1])]
+    starts = np.cumsum([0, *(len(part.embeddings) for part in parts[:-1])])
+    rows = np.concatenate([start + np.arange(n) for start, n in zip(starts, tokens, strict=True)])
+    return _rows_of(parts, np.pad(rows, (0, bucket(len(rows), 1) - len(rows))))
+
+
+@jax.jit
+def _rows_of(parts: list[VisionEmbeddings], rows: Int[Array, "M"]) -> VisionEmbeddings:
+    """The parts' tokens without the padding between them."""
+    return VisionEmbeddings(
+        jnp.concatenate([part.embeddings for part in parts])[rows],
+        jnp.concatenate([part.deepstack for part in parts], axis=1)[:, rows],
+    )
 
 
 def packed(

@@ -8,6 +8,10 @@ from models.model import Model
 from sample.config import integer, number
 
 _MOST = 2**31 - 1
+# One for each number of patches that the shipped checkpoint's pictures are padded to.
+_PICTURES = (
+    (384, 384), (448, 288), (448, 256), (384, 256), (320, 256), (256, 256), (256, 224), (256, 192),
+)  # fmt: skip
 
 
 @no_type_check  # a wrong type is a SettingsError, also while tests check the other annotations
@@ -41,7 +45,7 @@ class EngineConfig:
     chunks: tuple[int, ...] = (32, 64, 128)
     burst: float = 0.02
     waiting: int = 64
-    pictures: tuple[tuple[int, int], ...] = ((256, 256), (256, 224), (256, 192))
+    pictures: tuple[tuple[int, int], ...] = _PICTURES
     picture_bytes: int = 256 * 2**20
     prefix_bytes: int = 256 * 2**20
     top_logprobs: int = 20

@@ -7,12 +7,13 @@ import jax
 import pytest
 from PIL import Image
 
-from models import SettingsError
+from models import SettingsError, load_model
 from sample import SamplingConfig, prepare_inputs, sample, sample_streaming
 from sample.text import TextStream
 from serve import batch as batch_module
 from serve import prefill as prefill_module
 from serve.engine import Engine, EngineBusyError, EngineDeadError
+from serve.engine_config import EngineConfig
 from serve.pictures import PictureCache
 from serve.prompt import content_key, prepare_picture
 from tests.engines import (
@@ -382,3 +383,16 @@ def test_closing_ends_running_and_waiting_streams_and_a_full_queue_refuses(tiny)
     engine.close()
     assert all(reader.ends == ["engine_closed"] for reader in readers)
     assert not engine.alive
+
+
+def test_pictures_of_any_size_have_their_programs_before_the_first_stream():
+    """Of the checkpoint that ships: no number of patches that it pads a picture to is missing."""
+    model, _, processor = load_model("embedded")
+
+    def padded(width: int, height: int) -> int:
+        found, grid = processor.images.levels([Image.new("RGB", (width, height))])
+        return len(model.pack_pictures(found.patches, grid)[0])
+
+    warm = {padded(*size) for size in EngineConfig().pictures}
+    sides = range(64, 1100, 97)
+    assert {padded(w, h) for w in sides for h in sides if w <= 3 * h and h <= 3 * w} <= warm

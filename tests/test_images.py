@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from models import vision as vision_module
+from models.buckets import bucket
 from models.errors import CheckpointError, InputError
 from models.images import ImageSettings, levels, picture_grid, preprocess, smart_resize
 from models.levels import normalised
-from models.vision import encode_vision
+from models.vision import _ends_of_turns, encode_vision
 from tests.golden.images.make import QWEN2, QWEN3, SETTINGS, SIZES, digest, picture
 
 GOLDEN = json.loads((Path(__file__).parent / "golden/images/pixels.json").read_text())
@@ -166,3 +168,30 @@ def test_the_tower_takes_values_and_levels(tiny):
     np.testing.assert_allclose(one.embeddings[:kept], other.embeddings[:kept], atol=1e-6)
     with pytest.raises(InputError, match="pixel_values"):
         encode_vision(model, params, found._replace(patches=found.patches[1:]), grid)
+
+
+def test_many_pictures_go_through_the_tower_in_turns(tiny, monkeypatch):
+    model, params, processor = tiny()
+    pictures = [picture(*size) for size in ((90, 40), (64, 64), (200, 70), (33, 250), (96, 96))]
+    given, grid = processor.images.levels(pictures)
+    together = encode_vision(model, params, given, grid)
+    most = int(grid.prod(1).max())
+    monkeypatch.setattr(vision_module, "_TOGETHER", most)
+    seen = []
+    original = vision_module.encode_packed
+    monkeypatch.setattr(vision_module, "encode_packed", lambda *a: (seen.append(len(a[2])), original(*a))[1])
+    for values in (given, given.values(2)):
+        seen.clear()
+        apart = encode_vision(model, params, values, grid)
+        assert len(seen) > 1
+        assert max(seen) <= bucket(most, 64)
+        kept = int(model.picture_tokens(grid).sum())
+        for one, other in zip(apart, together, strict=True):
+            np.testing.assert_allclose(one[..., :kept, :], other[..., :kept, :], atol=2e-5)
+    with pytest.raises(InputError, match="pixel_values"):
+        encode_vision(model, params, given.values(2)[1:], grid)
+
+
+def test_a_turn_ends_before_it_would_be_too_large():
+    assert _ends_of_turns(np.array([4096])) == [1]
+    assert _ends_of_turns(np.array([9000, 1, 4095, 1, 2000, 3000])) == [1, 3, 5, 6]
