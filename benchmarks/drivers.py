@@ -10,8 +10,8 @@ from jaxtyping import Int
 
 from benchmarks.shapes import Subject
 from sample import SamplingConfig, make_request, sample, sample_streaming
-from sample.pace import Pace
-from sample.step import STEPS, decode_steps, prefill, unpack_taken
+from sample.pace import Pace, decode
+from sample.step import STEPS, prefill, unpack_taken
 
 DRAWN: dict[str, Any] = {"temperature": 0.7, "top_p": 0.8, "top_k": 20}
 Driver = Callable[[], float]  # seconds per step
@@ -73,7 +73,7 @@ def _batch_streaming(subject: Subject, tokens: np.ndarray, config: SamplingConfi
     begun = arrived = time.perf_counter()
     while made < steps:
         waited, quota = ahead, np.full(state.token.shape, pace.steps, np.int32)
-        state, ahead = decode_steps(model, params, state, r.sampling, quota, top=r.top)
+        state, ahead = decode(model, params, state, r.sampling, quota, top=r.top)
         ahead.copy_to_host_async()
         if waited is not None:
             taken, now = len(unpack_taken(np.asarray(waited)).token), time.perf_counter()

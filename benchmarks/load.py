@@ -37,6 +37,11 @@ class Server:
         """Where Prometheus asks."""
         return self.wait_for(r"metrics on (\S+)")[1]
 
+    @property
+    def rpc(self) -> str:
+        """Where gRPC listens."""
+        return self.wait_for(r"gRPC on (\S+)")[1]
+
     def listen(self) -> None:
         """Wait until it listens."""
         self.url = self.wait_for(r"listening on (http://\S+)")[1]
@@ -86,7 +91,10 @@ class Server:
 @contextmanager
 def serving(*settings: str) -> Iterator[Server]:
     """A server, ended behind the block."""
-    ports = ("serve.port=0", "serve.grpc_port=-1", "telemetry.prometheus_port=0")
+    grpc = (
+        [] if any(setting.startswith("serve.grpc_port=") for setting in settings) else ["serve.grpc_port=-1"]
+    )
+    ports = ("serve.port=0", "telemetry.prometheus_port=0", *grpc)
     command = [sys.executable, str(ROOT / "run_server.py"), *ports, *settings]
     server = Server(subprocess.Popen(command, stderr=subprocess.PIPE))
     try:

@@ -1,4 +1,4 @@
-"""`encode_vision`: pictures of any sizes through the tower, a program per bucket of patches; many in turns."""
+"""`encode_vision`: pictures of any sizes through the tower, a program per bucket; many in turns."""
 
 from functools import partial
 from typing import Any

@@ -16,10 +16,10 @@ from models.decoder import VisionEmbeddings
 from models.errors import SettingsError
 from models.model import Model
 from sample.logits import SamplingParams
-from sample.pace import quota_of
+from sample.pace import decode, quota_of
 from sample.reseed import clear_and_reseed, shift_tail
 from sample.stats import Reseed
-from sample.step import DecodeState, Prompt, decode_steps
+from sample.step import DecodeState, Prompt
 from sample.stream_config import StreamConfig
 
 _NARROWEST = 64  # tokens of the sinks, and of a reseed's program
@@ -166,7 +166,7 @@ class EndlessCache:
             state = shift_tail(model, state, *arrays)
         if self.filled < self.plan.context:
             most = min(most, self.plan.context - self.filled, self._longest)
-            state, packed = decode_steps(model, params, state, sampling, quota_of(most), top=top)
+            state, packed = decode(model, params, state, sampling, quota_of(most), top=top)
         else:
             most = 1
             sinks, summary = self._sinks_and_summary()

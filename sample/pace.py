@@ -1,13 +1,19 @@
 """How many steps a program takes: as many as the eye does not see apart, so that starting it costs little.
 
-A step's start costs the host the same whatever the step does; with a small model on a CPU, a third of it.
+A step's start costs the host the same whatever the step does; with a small model on a CPU, a third of it. A
+GPU's host starts a step while the one before it runs, but stands still in a loop: there each is a program.
 """
+
+from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import Array, Int
 
-from sample.step import STEPS
+from models.kernels.choice import on_cpu
+from models.model import Model
+from sample.logits import SamplingParams
+from sample.step import STEPS, DecodeState, decode_step, decode_steps
 
 FRAME = 1 / 30  # seconds: what comes within it is seen as one
 _GROWTH = 4  # from one program to the next, at most
@@ -18,14 +24,37 @@ class Pace:
 
     def __init__(self, seconds: float = FRAME) -> None:
         self._seconds = seconds
+        self._most = STEPS if on_cpu() else 1
         self.steps = 1
 
     def took(self, seconds: float, steps: int) -> None:
         """A program of so many steps has taken so long."""
         fitting = self._seconds * steps / seconds if seconds > 0 else STEPS
-        self.steps = max(1, min(int(fitting), _GROWTH * self.steps, STEPS))
+        self.steps = max(1, min(int(fitting), _GROWTH * self.steps, self._most))
 
 
-def quota_of(steps: int) -> Int[Array, "1"]:
-    """That of `decode_steps` for one row."""
-    return jax.device_put(np.array([steps], np.int32))
+def decode(
+    model: Model,
+    params: Any,
+    state: DecodeState,
+    sampling: SamplingParams,
+    quota: Int[np.ndarray, "B"],
+    *,
+    top: int,
+) -> tuple[DecodeState, Int[Array, "..."]]:
+    """The program that a `Pace` counts steps for: `decode_steps`, or one `decode_step` of rows with a quota.
+
+    Args:
+        quota: as in `decode_steps`; at least one row has any.
+
+    Returns:
+        The state, and what `unpack_taken` takes.
+    """
+    if on_cpu():
+        return decode_steps(model, params, state, sampling, jax.device_put(quota), top=top)
+    return decode_step(model, params, state, sampling, quota > 0 if len(quota) > 1 else None, top=top)
+
+
+def quota_of(steps: int) -> Int[np.ndarray, "1"]:
+    """That of `decode` for one row."""
+    return np.array([steps], np.int32)

@@ -191,8 +191,10 @@ def _step(
     B = state.token.shape[0]
     positions = jnp.broadcast_to((state.length + state.delta)[:, None], (model.position_axes, B, 1))
     hidden, cache = model.call("forward", params, state.token[:, None], positions, state.length, state.cache)
-    state = state._replace(cache=cache, length=state.length + _running(state, live))
-    return draw_next(model, params, state, hidden[:, 0], sampling, top, live)
+    taken = _running(state, live)
+    state = state._replace(cache=cache, length=state.length + taken)
+    state, packed = draw_next(model, params, state, hidden[:, 0], sampling, top, live)
+    return state, packed if live is None else jnp.where(taken[:, None], packed, NOT_TAKEN)
 
 
 @partial(jax.jit, static_argnames=("model", "top"), donate_argnames="state")
@@ -201,11 +203,17 @@ def decode_step(
     params: Any,
     state: DecodeState,
     sampling: SamplingParams,
+    live: Bool[HostOrDevice, "B"] | None = None,
     *,
     top: int,
 ) -> tuple[DecodeState, Int[Array, "B packed"]]:
-    """Feed each running row's last token and draw the next. Rows that have ended stay as they are."""
-    return _step(model, params, state, sampling, top)
+    """Feed each running row's last token and draw the next. Rows that have ended stay as they are.
+
+    Args:
+        live: rows that take this step; the others stay as they are, too, and their outputs' status is
+            `NOT_TAKEN`. Without it, all do.
+    """
+    return _step(model, params, state, sampling, top, live)
 
 
 @partial(jax.jit, static_argnames=("model", "top"), donate_argnames="state")
@@ -238,9 +246,8 @@ def decode_steps(
 
     def body(carry: tuple) -> tuple:
         state, outputs, i = carry
-        taken = live(state, i)
-        state, packed = _step(model, params, state, sampling, top, taken)
-        return state, outputs.at[i].set(jnp.where(taken[:, None], packed, NOT_TAKEN)), i + 1
+        state, packed = _step(model, params, state, sampling, top, live(state, i))
+        return state, outputs.at[i].set(packed), i + 1
 
     state, outputs, _ = jax.lax.while_loop(unfinished, body, (state, outputs, jnp.int32(0)))
     return state, outputs
@@ -316,7 +323,7 @@ def unpack(packed: np.ndarray) -> StepOutput:
 
 
 def unpack_taken(packed: np.ndarray) -> StepOutput:
-    """What `decode_steps` packed, as far as any row took a step."""
-    output = unpack(packed)
+    """What one step packed or several, with their axis; of several, as far as any row took a step."""
+    output = unpack(packed if packed.ndim == 3 else packed[None])
     taken = int((output.status != NOT_TAKEN).any(-1).sum())
     return StepOutput(*(array[:taken] for array in output))

@@ -15,11 +15,11 @@ from sample.config import SamplingConfig
 from sample.endless import EndlessCache
 from sample.inputs import VLMInputs
 from sample.outcome import Alternatives, FinishReason, alternatives, finish_reason
-from sample.pace import Pace, quota_of
+from sample.pace import Pace, decode, quota_of
 from sample.perplexity import PerplexityTracker
 from sample.request import Request, make_request
 from sample.stats import Reseed, StreamStats
-from sample.step import EXHAUSTED, DecodeState, StepOutput, decode_steps, prefill, unpack_taken
+from sample.step import EXHAUSTED, DecodeState, StepOutput, prefill, unpack_taken
 from sample.stream_config import StreamConfig
 from sample.summary import SummarySidecar
 from sample.text import TextStream
@@ -184,8 +184,7 @@ class TokenStream(Iterator[Token]):
                 self._ahead = self._dispatch(request)
             except RuntimeError as error:  # JAX's kind, for the device; the tokens before it are whole
                 self._failure = error
-        packed = np.asarray(ahead.packed)
-        output = unpack_taken(packed if packed.ndim == 3 else packed[None])
+        output = unpack_taken(np.asarray(ahead.packed))
         now = time.perf_counter()
         self._pace.took(now - max(ahead.begun, self._arrived), len(output.token))
         self._arrived = now
@@ -205,7 +204,7 @@ class TokenStream(Iterator[Token]):
                 *common, self._state, r.sampling, r.top, most
             )
         else:
-            self._state, packed = decode_steps(*common, self._state, r.sampling, quota_of(most), top=r.top)
+            self._state, packed = decode(*common, self._state, r.sampling, quota_of(most), top=r.top)
         packed.copy_to_host_async()
         self._dispatched += most
         return _Ahead(packed, reseed, begun)

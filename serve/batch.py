@@ -8,7 +8,8 @@ import numpy as np
 from jaxtyping import Array
 
 from sample.config import SamplingConfig
-from sample.step import NOT_TAKEN, StepOutput, decode_steps, unpack_taken
+from sample.pace import decode
+from sample.step import NOT_TAKEN, StepOutput, unpack_taken
 from serve.job import Job
 from serve.prefill import Device, first_row
 from serve.prompt import PreparedPrompt
@@ -28,8 +29,7 @@ class Output(NamedTuple):
 
     def wait(self) -> StepOutput:
         """All of it. Raises RuntimeError where the device failed."""
-        packed = np.asarray(self.packed)
-        return unpack_taken(packed if packed.ndim == 3 else packed[None])
+        return unpack_taken(np.asarray(self.packed))
 
     def deliver(self, output: StepOutput) -> None:
         """Hand the tokens over. A job whose text fails ends alone."""
@@ -114,7 +114,7 @@ class Batch:
         owners = [(row, job) for row, job in enumerate(self._jobs) if job is not None and quota[row]]
         model, params = self._device.model, self._device.params
         top = self._device.top(any(job.config.top_logprobs for _, job in owners))
-        state, packed = decode_steps(model, params, *self._rows, quota, top=top)
+        state, packed = decode(model, params, *self._rows, quota, top=top)
         self._rows = self._rows._replace(state=state)
         for row, job in owners:
             job.stepped(int(quota[row]))

@@ -10,7 +10,7 @@ PLACES = {  # name: module and function, or class and method
     "decoder": ("serve.decoder", "Decoder.open"),
     "tower": ("serve.pictures", "encode_vision"),
     "prefill": ("serve.prefill", "prefill_chunk"),
-    "step": ("serve.batch", "decode_steps"),
+    "step": ("serve.batch", "decode"),
     "text": ("sample.text", "TextStream.push"),
     "sse": ("serve.sse", "frame"),
     "chat": ("serve.chat_frames", "ChatWords.chunks"),

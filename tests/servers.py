@@ -41,11 +41,6 @@ _KEPT = {f"JAX_COMPILATION_CACHE_{name}": value for name, value in PROGRAMS.item
 class Server(load.Server):
     """With what only tests ask."""
 
-    @property
-    def rpc(self) -> str:
-        """Where gRPC listens."""
-        return self.wait_for(r"gRPC on (\S+)")[1]
-
     def health(self) -> dict:
         """The server's figures."""
         return httpx.get(f"{self.url}/health").raise_for_status().json()

@@ -287,14 +287,14 @@ def test_cancelled_is_asked_between_programs_and_ends_the_rows_that_run(tiny):
 def test_the_next_steps_are_dispatched_before_the_last_are_waited_for(tiny, monkeypatch):
     model, params, _ = tiny()
     events = []
-    for name in ("prefill", "decode_steps", "unpack_taken"):
+    for name in ("prefill", "decode", "unpack_taken"):
         original = getattr(streaming_module, name)
         monkeypatch.setattr(
             streaming_module, name, lambda *a, _f=original, _n=name, **k: (events.append(_n), _f(*a, **k))[1]
         )
     monkeypatch.setattr(streaming_module, "Pace", lambda: SimpleNamespace(steps=2, took=lambda *_: None))
     list(sample_streaming(model, params, prompt(), SamplingConfig(max_new_tokens=6), jax.random.key(0)))
-    first, steps, wait = ["prefill", "unpack_taken"], "decode_steps", "unpack_taken"
+    first, steps, wait = ["prefill", "unpack_taken"], "decode", "unpack_taken"
     # No prompt token is fed twice, no step is made in vain: 1 + 2 + 2 + 1 tokens.
     assert events == [*first, steps, steps, wait, steps, wait, wait]
 
@@ -330,7 +330,7 @@ def test_an_error_of_the_device_keeps_what_was_generated(tiny, monkeypatch):
     def broken(*args, **kwargs):
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(streaming_module, "decode_steps", broken)
+    monkeypatch.setattr(streaming_module, "decode", broken)
     with pytest.raises(RuntimeError, match="out of memory"):
         got.extend(stream)
     assert stream.finish_reason == "error"

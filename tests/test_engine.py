@@ -161,7 +161,7 @@ def test_a_closed_stream_leaves_its_row_and_hears_no_more(engine):
 
 def test_who_goes_while_decoding_takes_at_most_the_step_that_is_on_its_way(engine, monkeypatch):
     steps: list[int] = []
-    original = batch_module.decode_steps
+    original = batch_module.decode
 
     class Leaving(Reader):
         def push(self, piece) -> None:
@@ -170,7 +170,7 @@ def test_who_goes_while_decoding_takes_at_most_the_step_that_is_on_its_way(engin
 
     monkeypatch.setattr(
         batch_module,
-        "decode_steps",
+        "decode",
         lambda *a, **k: (steps.append(a[4].tolist()), original(*a, **k))[1],
     )
     monkeypatch.setattr(engine, "_pace", SimpleNamespace(steps=1, took=lambda *_: None))
@@ -204,7 +204,7 @@ def test_a_stream_that_is_closed_while_it_waits_is_never_prefilled(engine):
 
 def test_a_long_prompt_keeps_running_streams_waiting_for_one_chunk_at_most(engine, monkeypatch):
     calls: list[str] = []
-    for module, name in ((batch_module, "decode_steps"), (prefill_module, "prefill_chunk")):
+    for module, name in ((batch_module, "decode"), (prefill_module, "prefill_chunk")):
         original = getattr(module, name)
         monkeypatch.setattr(
             module, name, lambda *a, _f=original, _n=name, **k: (calls.append(_n), _f(*a, **k))[1]
@@ -222,7 +222,7 @@ def test_a_long_prompt_keeps_running_streams_waiting_for_one_chunk_at_most(engin
 def test_short_prompts_share_what_a_long_one_may_cost_between_two_steps(engine, monkeypatch):
     calls: list[int] = []
     for module, name, width in (
-        (batch_module, "decode_steps", lambda *_: 0),
+        (batch_module, "decode", lambda *_: 0),
         (prefill_module, "prefill_chunk", lambda *arguments: arguments[3].tokens.shape[1]),
     ):
         original = getattr(module, name)
@@ -276,7 +276,7 @@ def test_a_limit_below_the_rows_keeps_streams_waiting(engine):
 
 def test_the_next_step_is_dispatched_before_the_last_is_waited_for(engine, monkeypatch):
     calls: list[str] = []
-    for name in ("decode_steps", "unpack_taken"):
+    for name in ("decode", "unpack_taken"):
         original = getattr(batch_module, name)
         monkeypatch.setattr(
             batch_module, name, lambda *a, _f=original, _n=name, **k: (calls.append(_n), _f(*a, **k))[1]
@@ -285,7 +285,7 @@ def test_the_next_step_is_dispatched_before_the_last_is_waited_for(engine, monke
     monkeypatch.setattr(engine, "_pace", SimpleNamespace(steps=2, took=lambda *_: None))
     engine.submit(words(9), SamplingConfig(seed=1, max_new_tokens=6), reader)
     reader.wait()
-    steps, wait = "decode_steps", "unpack_taken"
+    steps, wait = "decode", "unpack_taken"
     assert calls == [steps, wait, steps, wait, steps, wait, wait]  # of the prompt, and of 2 + 2 + 1 tokens
 
 
@@ -341,8 +341,8 @@ def test_a_step_that_fails_ends_all_that_run_once_and_the_next_stream_works(tiny
     for reader in running:
         engine.submit(words(9), SamplingConfig(seed=1, max_new_tokens=300), reader)
     until(lambda: all(len(reader.pieces) > 3 for reader in running))
-    broken = Broken(batch_module.decode_steps, RuntimeError("device lost"), 1)
-    monkeypatch.setattr(batch_module, "decode_steps", broken)
+    broken = Broken(batch_module.decode, RuntimeError("device lost"), 1)
+    monkeypatch.setattr(batch_module, "decode", broken)
     for reader in running:
         assert reader.wait().ends == ["step_failed"]
     config = SamplingConfig(seed=1, max_new_tokens=9)
@@ -355,9 +355,7 @@ def test_a_step_that_fails_ends_all_that_run_once_and_the_next_stream_works(tiny
 def test_a_step_that_fails_again_and_again_ends_the_engine_and_all_streams(tiny, monkeypatch):
     engine = Engine(tiny(), SIZES)
     engine.start()
-    monkeypatch.setattr(
-        batch_module, "decode_steps", Broken(batch_module.decode_steps, RuntimeError("device lost"), 99)
-    )
+    monkeypatch.setattr(batch_module, "decode", Broken(batch_module.decode, RuntimeError("device lost"), 99))
     readers = [Reader() for _ in range(6)]
     for reader in readers:
         engine.submit(words(200), SamplingConfig(seed=1, max_new_tokens=9), reader)

@@ -73,7 +73,7 @@ class Content(NamedTuple):
 class ListDevice:
     """The device's part of a stream, on lists."""
 
-    def decode_steps(self, model, params, state, sampling, quota, *, top):
+    def decode(self, model, params, state, sampling, quota, *, top):
         for _ in range(int(quota[0])):
             state = state.fed()
         return state, None
@@ -121,7 +121,7 @@ def test_positions_have_no_gap_and_the_cache_never_overflows(
     state = Content(list(range(P)), [tuple(p) for p in positions[:, 0].T.tolist()], int(deltas[0]), P + 1)
     left: list[int] = []
     with pytest.MonkeyPatch.context() as patched:
-        for name in ("decode_steps", "clear_and_reseed", "shift_tail"):
+        for name in ("decode", "clear_and_reseed", "shift_tail"):
             patched.setattr(endless_module, name, getattr(ListDevice(), name))
         for step in range(steps):
             before, total = state.tokens, state.total

@@ -6,7 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from sample import SamplingConfig
+from sample import SamplingConfig, pace
+from sample.pace import Pace, decode
 from sample.request import make_request
 from sample.step import (
     NOT_TAKEN,
@@ -124,3 +125,28 @@ def test_a_prompt_in_chunks_gives_the_first_token_of_a_prefill(tiny, size):
     assert output.token.tolist() == whole.token.tolist()
     assert output.logprob == pytest.approx(whole.logprob, abs=1e-4)
     assert state.length.tolist() == [40]
+
+
+def test_elsewhere_a_program_is_one_step_of_the_rows_with_a_quota(tiny, monkeypatch):
+    """As on a GPU, where the host stands still in a loop."""
+    model, params, _ = tiny()
+    r, state, _ = started(tiny, 2)
+    _, looped = decode(model, params, state, r.sampling, np.array([1, 0], np.int32), top=0)
+    monkeypatch.setattr(pace, "on_cpu", lambda: False)
+    _, state, _ = started(tiny, 2)
+    state, single = decode(model, params, state, r.sampling, np.array([3, 0], np.int32), top=0)
+    one, other = (unpack_taken(np.asarray(packed)) for packed in (looped, single))
+    assert one.status.tolist() == other.status.tolist() == [[RUNNING, NOT_TAKEN]]
+    assert one.token[0, 0] == other.token[0, 0]
+    counted = Pace()
+    counted.took(1e-6, 1)
+    assert counted.steps == 1
+
+
+def test_a_program_takes_as_many_steps_as_fit_and_at_most_four_times_as_many_as_before():
+    counted = Pace(0.03)
+    steps = []
+    for seconds in (9.0, 0.001, 0.004, 0.016, 0.064, 0.03, 9.0):  # of so many steps as were counted
+        counted.took(seconds, counted.steps)
+        steps.append(counted.steps)
+    assert steps == [1, 4, 16, 30, 14, 14, 1]

@@ -1,0 +1,136 @@
+"""What a reader that does not read costs its neighbours: their time between tokens, with one and without.
+
+    uv run python -m benchmarks.slow_readers [--neighbours 4] [--tokens 256] [--repeats 5] [--model embedded]
+
+For each transport in turns: neighbours alone, and neighbours beside a stream whose reader opened it and then
+neither reads nor acknowledges: it stands still, at its window or where the sockets are full. Figures are of
+all neighbours' gaps between tokens; the ratio is told with its spread over the repeats.
+"""
+
+import argparse
+import asyncio
+import json
+import socket
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, closing
+from typing import Any
+
+import grpc
+import numpy as np
+from websockets.sync.client import connect
+
+from benchmarks.load import Read, Server, read_stream, serving
+from benchmarks.measure import Spread
+from models import load_model
+from serve.rpc import messages
+
+_TOKENS = 100_000  # of the stream that nobody reads: more than sockets hold
+_WINDOW = ("stream_registry.backpressure.ack_timeout_ms=600000", "serve.grpc_port=0")
+_BODY: dict[str, Any] = {
+    "messages": [{"role": "user", "content": "Describe this image"}],
+    "max_tokens": _TOKENS,
+    "seed": 1,
+    "logprobs": True,
+    "top_logprobs": 20,
+}
+_ENDLESS = {"ignore_eos": True}
+
+
+def sse(server: Server) -> AbstractContextManager[Any]:
+    """With a small buffer, which nobody empties."""
+    stalled = socket.socket()
+    stalled.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    stalled.connect(server.address)
+    content = json.dumps(_BODY | {"endless": _ENDLESS}).encode()
+    head = f"POST /v1/stream HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(content)}\r\n\r\n"
+    stalled.sendall(head.encode() + content)
+    return closing(stalled)
+
+
+def web_socket(server: Server) -> AbstractContextManager[Any]:
+    """Without an ack."""
+    stalled = connect(server.url.replace("http", "ws") + "/v1/stream/ws", proxy=None, legacy=True)
+    stalled.send(json.dumps({"type": "open", "request": _BODY | {"endless": _ENDLESS}}))
+    return closing(stalled.socket)
+
+
+def call(server: Server) -> AbstractContextManager[Any]:
+    """A call whose messages nobody takes."""
+    small = (("grpc.http2.lookahead_bytes", 1024), ("grpc.http2.bdp_probe", 0))
+    channel = grpc.insecure_channel(server.rpc, small)
+    generate = channel.unary_stream(
+        f"/{messages.SERVICE}/Generate",
+        request_serializer=lambda message: message.SerializeToString(),
+        response_deserializer=messages.Event.FromString,
+    )
+    said = {"role": "user", "content": [{"text": "Describe this image"}]}
+    how = {"max_completion_tokens": _TOKENS, "seed": 1, "logprobs": True, "top_logprobs": 20}
+    generate(messages.GenerateRequest(messages=[said], endless=_ENDLESS, **how))
+    return closing(channel)
+
+
+READERS: dict[str, Callable[[Server], AbstractContextManager[Any]]] = {
+    "SSE": sse,
+    "WebSocket": web_socket,
+    "gRPC": call,
+}
+
+
+async def _neighbours(server: Server, count: int, tokens: int, eos: dict[int, float]) -> list[Read]:
+    body = {**_BODY, "max_tokens": tokens, "logprobs": False, "logit_bias": eos}
+    del body["top_logprobs"]
+    return await asyncio.gather(*(read_stream(server, body | {"seed": n}) for n in range(count)))
+
+
+def _until_stalled(server: Server) -> None:
+    """Until the stream that nobody reads makes no more tokens. Raises RuntimeError where it has ended."""
+    made = -1.0
+    while (now := server.metrics()["saccade_tokens_total"]) != made:
+        made = now
+        time.sleep(2.5)  # it is counted once a second
+    if not server.metrics()["saccade_streams_active"]:
+        raise RuntimeError("the stream that nobody reads has ended")
+
+
+def p99(reads: list[Read]) -> float:
+    """Of the times between two tokens, in seconds."""
+    return float(np.percentile(np.concatenate([np.diff(read.deltas) for read in reads]), 99))
+
+
+def measure(
+    server: Server, reader: Callable, count: int, tokens: int, repeats: int, eos: dict[int, float]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The neighbours' p99, in seconds: alone, and beside the reader that does not read."""
+    alone, beside = [], []
+    for _ in range(repeats):
+        alone.append(p99(asyncio.run(_neighbours(server, count, tokens, eos))))
+        with ExitStack() as stack:
+            stack.enter_context(reader(server))
+            _until_stalled(server)
+            beside.append(p99(asyncio.run(_neighbours(server, count, tokens, eos))))
+    return np.array(alone), np.array(beside)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", default="embedded")
+    parser.add_argument("--neighbours", type=int, default=4)
+    parser.add_argument("--tokens", type=int, default=256)
+    parser.add_argument("--repeats", type=int, default=5)
+    args = parser.parse_args()
+    processor = load_model(args.model).processor
+    eos = dict.fromkeys(processor.eos_ids, -100.0)
+    with serving(*_WINDOW, f"model.name={args.model}") as server:
+        print("| reader that does not read | p99 alone, ms | p99 beside it, ms | ratio |\n|---|---|---|---|")
+        for name, reader in READERS.items():
+            measure(server, reader, args.neighbours, 16, 1, eos)
+            found = measure(server, reader, args.neighbours, args.tokens, args.repeats, eos)
+            alone, beside = (1e3 * seconds for seconds in found)
+            print(f"| {name} | {Spread.of(alone)} | {Spread.of(beside)} | {Spread.of(beside / alone)} |")
+
+
+if __name__ == "__main__":
+    main()
