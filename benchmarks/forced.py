@@ -19,7 +19,7 @@ from sample.endless import EndlessCache
 from sample.logits import SamplingParams, sampling_params
 from sample.loops import history_of
 from sample.request import Request, make_request
-from sample.step import DecodeState, prefill, unpack
+from sample.step import DecodeState, prefill, unpack_taken
 
 GIVEN = 4  # tokens that are not foreseen: the prompt, and the sinks are in it
 _PIECE = 512  # tokens fed at once, at most
@@ -113,14 +113,14 @@ class Feeder:
             self._leave_positions()
         sampling = forced(int(self._tokens[self._endless.total]), self._model.vocab_size)
         state = self._remembering(self.state)
-        self.state, packed, _ = self._endless.step(self._model, self._params, state, sampling, 0)
+        self.state, packed, _, _ = self._endless.steps(self._model, self._params, state, sampling, 0, 1)
         self._drawn(packed, self._endless.filled)
 
     def _drawn(self, packed: Array, seen: int) -> None:
-        output, expected = unpack(np.asarray(packed)), self._tokens[GIVEN + sum(map(len, self.seen))]
-        if output.token[0] != expected:
-            raise InputError(f"token {expected} could not be forced: {output.token[0]} was drawn")
-        self.surprisals.append(-output.raw_logprob.astype(np.float64))
+        output, expected = unpack_taken(np.asarray(packed)), self._tokens[GIVEN + sum(map(len, self.seen))]
+        if output.token[0, 0] != expected:
+            raise InputError(f"token {expected} could not be forced: {output.token[0, 0]} was drawn")
+        self.surprisals.append(-output.raw_logprob[0].astype(np.float64))
         self.seen.append(np.array([seen]))
 
     def _remembering(self, state: DecodeState) -> DecodeState:

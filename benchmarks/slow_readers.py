@@ -55,13 +55,17 @@ def web_socket(server: Server) -> AbstractContextManager[Any]:
     return closing(stalled.socket)
 
 
+def _serialized(message: Any) -> bytes:
+    return message.SerializeToString()
+
+
 def call(server: Server) -> AbstractContextManager[Any]:
     """A call whose messages nobody takes."""
     small = (("grpc.http2.lookahead_bytes", 1024), ("grpc.http2.bdp_probe", 0))
     channel = grpc.insecure_channel(server.rpc, small)
     generate = channel.unary_stream(
         f"/{messages.SERVICE}/Generate",
-        request_serializer=lambda message: message.SerializeToString(),
+        request_serializer=_serialized,
         response_deserializer=messages.Event.FromString,
     )
     said = {"role": "user", "content": [{"text": "Describe this image"}]}

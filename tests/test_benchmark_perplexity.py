@@ -15,7 +15,7 @@ from models import LoadedModel, load_model
 from sample import SamplingConfig, StreamConfig
 from sample.endless import EndlessCache
 from sample.request import make_request
-from sample.step import prefill, unpack
+from sample.step import prefill, unpack_taken
 from tests.tiny_smolvlm import tiny_checkpoint
 
 CONTEXT, TOKENS = 32, 90
@@ -42,10 +42,10 @@ def streamed(loaded: LoadedModel, text: np.ndarray, stream: StreamConfig) -> lis
     assert request.plan is not None
     endless, outputs = EndlessCache(request.plan, None), [packed]
     for sampling in steps[1:]:
-        state, packed, _ = endless.step(model, params, state, sampling, 0)
+        state, packed, _, _ = endless.steps(model, params, state, sampling, 0, 1)
         outputs.append(packed)
-    assert [int(unpack(np.asarray(output)).token[0]) for output in outputs] == text[GIVEN:].tolist()
-    return [-float(unpack(np.asarray(output)).raw_logprob[0]) for output in outputs]
+    assert [int(unpack_taken(np.asarray(output)).token[0, 0]) for output in outputs] == text[GIVEN:].tolist()
+    return [-float(unpack_taken(np.asarray(output)).raw_logprob[0, 0]) for output in outputs]
 
 
 @pytest.mark.slow
