@@ -84,7 +84,7 @@ class Settings:
     icon_weight: float = _ICON_WEIGHT
     grids: Mapping[tuple[int, int], int] = field(default_factory=lambda: GRIDS)
     large_grids: Mapping[tuple[int, int], int] = field(default_factory=lambda: LARGE_GRIDS)
-    large: float = 0.3  # the last share of the steps, half of them with larger pictures
+    large: float = 0.0  # the last share of the steps, half of them with larger pictures
     start: Path | None = None  # a checkpoint whose weights to begin with
     seed: int = 0
     workers: int | None = None
