@@ -13,7 +13,6 @@ from jaxtyping import Array, Bool, Float, Int
 from models.kernels.choice import has_library_attention, on_cpu
 
 BLOCK = 256  # keys per block
-_FEW_BLOCKS = 8  # whose bytes cost less than a loop over them
 _SMALLEST = 128  # keys that are worth a block of their own
 MASKED = jnp.finfo(jnp.float32).min
 
@@ -38,7 +37,7 @@ def causal_attention(
         return _library_attention(q, k[..., :T], v[:, :, :T], causal=True)
     # A trip count that only the device knows makes a GPU wait for the host, once per layer.
     bound = filled or (jnp.max(slots) + 1 if on_cpu() else S)
-    if isinstance(bound, Array) and len(q) == 1 and S <= _FEW_BLOCKS * BLOCK:
+    if isinstance(bound, Array) and len(q) == 1:
         return _in_one_block(q, k, v, slots, bound)
     block = _block(S) if isinstance(bound, Array) or filled else S
     return _attend(q, k, v, _up_to(slots, block), (bound + block - 1) // block, block)

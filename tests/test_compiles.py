@@ -116,9 +116,14 @@ def test_a_step_makes_no_copy_of_the_cache(tiny, new_tokens):
     assert memory.temp_size_in_bytes < cache / 2 + 20 * logits
 
 
-def test_what_lies_behind_the_filled_part_is_not_read(running):
-    """Attention goes block by block up to the filled part: NaN in later blocks reaches nothing."""
-    model, params, state, r = running
+@pytest.mark.parametrize("rows", [1, 2])
+def test_what_lies_behind_the_filled_part_is_not_read(tiny, rows):
+    """Of one row a block is read that holds what is filled, of several block by block: NaN behind that
+    reaches nothing."""
+    model, params, _ = tiny()
+    tokens = np.arange(12, dtype=np.int32)[None].repeat(rows, 0)
+    r = make_request(model, tokens, SamplingConfig(max_new_tokens=900), jax.random.key(0))
+    state, _ = prefill(model, params, *r.arguments, slots=r.slots, top=r.top)
     poisoned = state._replace(
         cache=type(state.cache)(
             tuple(k.at[..., 256:].set(np.nan) for k in state.cache.keys),
@@ -191,12 +196,11 @@ def test_a_step_moves_the_weights_and_the_filled_cache():
     assert needed <= step_bytes(model, BLOCK - 56, 2 * BLOCK) < 1.1 * needed
 
 
-def test_a_small_step_moves_its_block_thrice_and_no_more_in_a_larger_buffer():
+def test_a_small_step_moves_its_block_thrice():
     """The shipped checkpoint's: a block of keys is cut out of its buffer before it is multiplied (read,
-    written, read), which its few weights do not hide. The rest is within 10 %, whatever the buffer."""
+    written, read), which its few weights do not hide. The rest is within 10 %. XLA counts the largest of
+    the blocks that it may take; that no more is read than the one it takes, NaN behind it shows."""
     model = load_model("embedded").model
     block = limits.cache_bytes(model, 1, BLOCK)
     needed = limits.weight_bytes(model) + 3 * block
-    small, large = (step_bytes(model, BLOCK - 56, slots) for slots in (2 * BLOCK, 16 * BLOCK))
-    assert 0.9 * needed < small < 1.1 * needed
-    assert large == pytest.approx(small, rel=0.01)
+    assert 0.9 * needed < step_bytes(model, BLOCK - 56, 2 * BLOCK) < 1.1 * needed
