@@ -5,6 +5,7 @@ import itertools
 import logging
 import math
 import time
+from collections import deque
 
 from serve.adaptive_limit import AdaptiveLimit
 from serve.engine import Engine
@@ -32,6 +33,7 @@ class Keeper:
         self._live, self._engine, self._limit, self._metrics = live, engine, limit, metrics
         self._observer = observer
         self._tokens, self._counted = 0, time.monotonic()  # made since then
+        self._retired: deque[Live] = deque()  # in the order in which they ended
         self._collector = QuietCollector()
 
     async def run(self, heartbeat: float, retained: float, collecting: float | None) -> None:
@@ -59,20 +61,25 @@ class Keeper:
             if time.monotonic() - collected > collecting:
                 self._collector.collect()
                 collected = time.monotonic()
-            for live in list(self._live.values()):
+            for live in self._not_retired():
                 live.stream.tick()
                 self._observe(live)
-                self._retire(live, retained)
+                self._retire(live)
                 if live.silent(heartbeat):
                     live.news.set()
                 if tick % _WARNINGS == 0 and live.stream.slow and not live.stream.closed:
                     _log.warning("slow consumer: stream %s, %d unacked", live.id, live.stream.unacked)
+            self._forget(retained)
             self._count_tokens()
 
     def settle(self) -> None:
         """Tell of all streams that have ended; `run` does no more."""
-        for live in list(self._live.values()):
-            self._retire(live, math.inf)
+        for live in self._not_retired():
+            self._retire(live)
+
+    def _not_retired(self) -> list[Live]:
+        """Those that have not been told of: all others wait to be forgotten, and may be many."""
+        return [live for live in self._live.values() if live.over is None]
 
     def _adjust(self) -> None:
         limit = self._limit.adjust(self._engine.figures.running, time.monotonic())
@@ -95,17 +102,18 @@ class Keeper:
         self._limit.queued.add(timings.queued, now)
         self._limit.ttft.add(timings.first_token - timings.queued, now)
 
-    def _retire(self, live: Live, retained: float) -> None:
+    def _retire(self, live: Live) -> None:
         if not live.stream.closed:
             return
-        now = time.monotonic()
-        if live.over is None:
-            live.over = now
-            self._metrics.ended(live.stream)
-            self._observer.ended(live)
-            self._limit.lasting.add(live.stream.timings.total, now)
-        if now - live.over > retained:
-            del self._live[live.id]
+        live.over = time.monotonic()
+        self._retired.append(live)
+        self._metrics.ended(live.stream)
+        self._observer.ended(live)
+        self._limit.lasting.add(live.stream.timings.total, live.over)
+
+    def _forget(self, retained: float) -> None:
+        while self._retired and time.monotonic() - (self._retired[0].over or 0.0) > retained:
+            del self._live[self._retired.popleft().id]
 
     def _count_tokens(self) -> None:
         elapsed = time.monotonic() - self._counted

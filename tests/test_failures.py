@@ -9,6 +9,7 @@ from typing import Any
 import grpc
 import httpx
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from websockets.exceptions import ConnectionClosed
 
 from tests.servers import SMALL, Server, running
@@ -138,6 +139,14 @@ def test_a_dead_engine_tells_every_stream_and_the_server_is_not_ready(tiny_direc
         refused = stream(own)
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "unavailable")
         assert own.health()["status"] == "ok"
+        client = RpcClient(own.rpc)
+        check = health_pb2_grpc.HealthStub(client.channel).Check
+        dead = health_pb2.HealthCheckResponse.NOT_SERVING
+        until(lambda: check(health_pb2.HealthCheckRequest(), timeout=60).status == dead)
+        with pytest.raises(grpc.RpcError) as failed:
+            list(client.generate(rpc_request(), timeout=60))
+        assert failed.value.code() == grpc.StatusCode.UNAVAILABLE
+        client.channel.close()
         own.wait_for("the engine has failed")
         own.process.terminate()
         assert own.process.wait(30) == 0
