@@ -25,7 +25,10 @@ class Reseed(NamedTuple):
 
 @dataclass
 class StreamStats:
-    """Counts are tokens, times seconds on the host's clock, from the call that began the stream."""
+    """Counts are tokens, times seconds on the host's clock, from the call that began the stream.
+
+    Tokens of one program reach the host together: between them is next to no time.
+    """
 
     prompt_tokens: int
     image_tokens: int
