@@ -58,7 +58,7 @@ class Declared(EndlessCache):
         reseed = None
         if self.filled == self.plan.context:
             reseed = self._renewed(0)
-            state = _declared(state, np.int32(self.plan.anchor + reseed.tail - 1))
+            state, most = _declared(state, np.int32(self.plan.anchor + reseed.tail - 1)), 1
         most = min(most, self.plan.context - self.filled)
         state, packed = decode(model, params, state, sampling, quota_of(most), top=top)
         self.total += most

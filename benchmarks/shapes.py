@@ -17,7 +17,6 @@ from models.config import Qwen3VLConfig
 from models.errors import SettingsError
 from models.fuse import fuse
 from models.images import ImageSettings
-from models.kernels.choice import on_cuda
 from models.load import EMBEDDED, chosen_dtype
 from models.model import Model
 from models.qwen3_vl import Qwen3VL
@@ -150,9 +149,7 @@ def subject(model: str, shape: str, dtype: str, *, vision: bool) -> Subject:
         raise SettingsError(f"shape: {shape!r}; allowed: {', '.join(SHAPES)}")
     if shape:
         made = Qwen3VL(Qwen3VLConfig.from_dict(SHAPES[shape]), chosen_dtype(dtype or None))
-        params = random_params(made, vision=vision)
-        if on_cuda():
-            made, params = fuse(made, params)
+        made, params = fuse(made, random_params(made, vision=vision))
         return Subject(shape, made, params, None, IMAGES, SHAPES[shape])
     model = model or "embedded"
     found, params, processor = load_model(model, dtype=dtype or None)

@@ -37,27 +37,27 @@ def causal_attention(
         return _library_attention(q, k[..., :T], v[:, :, :T], causal=True)
     # A trip count that only the device knows makes a GPU wait for the host, once per layer.
     bound = filled or (jnp.max(slots) + 1 if on_cpu() else S)
-    if isinstance(bound, Array) and len(q) == 1:
+    if isinstance(bound, Array) and q.shape[:2] == (1, 1):
         return _in_one_block(q, k, v, slots, bound)
-    block = _block(S) if isinstance(bound, Array) or filled else S
+    block = _block(S) if filled else _part(S) if isinstance(bound, Array) else S
     return _attend(q, k, v, _up_to(slots, block), (bound + block - 1) // block, block)
 
 
 def _in_one_block(
-    q: Float[Array, "1 T Hq D"],
+    q: Float[Array, "1 1 Hq D"],
     k: Float[Array, "1 H D S"],
     v: Float[Array, "1 H S D"],
-    slots: Int[Array, "1 T"],
+    slots: Int[Array, "1 1"],
     bound: Int[Array, ""],
-) -> Float[Array, "1 T Hq D"]:
-    """One block for one row: of all slots, or of the first half, quarter, ... where no more are filled.
+) -> Float[Array, "1 1 Hq D"]:
+    """One block for one token of one row: of all slots, a half, a quarter, ... where no more are filled.
 
     In a branch, since XLA would fuse what it reads with the write to the cache before it, and copy the cache;
     and flat, since it fuses products with the reshape behind it, which is slow.
     """
 
-    def block(size: int) -> Callable[..., Float[Array, "1 T F"]]:
-        def attend(q: Array, k: Array, v: Array) -> Float[Array, "1 T F"]:
+    def block(size: int) -> Callable[..., Float[Array, "1 1 F"]]:
+        def attend(q: Array, k: Array, v: Array) -> Float[Array, "1 1 F"]:
             mixed = _attend(q, k[..., :size], v[:, :, :size], _up_to(slots, size), 1, size)
             return mixed.reshape(*q.shape[:2], -1)
 
@@ -67,6 +67,12 @@ def _in_one_block(
     sizes = [S >> i for i in range(S.bit_length()) if S >> i >= min(_SMALLEST, S // 2)][::-1]
     chosen = sum(bound > size for size in sizes[:-1])
     return jax.lax.switch(chosen, [block(size) for size in sizes], q, k, v).reshape(q.shape)
+
+
+def _part(keys: int) -> int:
+    """A block that is not all of the keys, which XLA would move out of the loop at the price of a copy."""
+    block = _block(keys)
+    return block if block < keys else max(keys // 2, 1)
 
 
 def _up_to(slots: Int[Array, "B T"], block: int) -> Callable[[Array | int], Bool[Array, "B 1 T S"]]:

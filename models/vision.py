@@ -62,7 +62,7 @@ def _ends_of_turns(patches: Int[np.ndarray, "pictures"]) -> list[int]:
 def _in_turns(
     model: Model, params: Any, pixel_values: Any, grid: Int[np.ndarray, "pictures 3"], ends: list[int]
 ) -> VisionEmbeddings:
-    patches, table = pixel_values if isinstance(pixel_values, Levels) else (np.asarray(pixel_values), None)
+    patches, table = _patches_and_table(pixel_values)
     counts = np.split(grid.prod(1), ends[:-1])
     cuts = np.cumsum([count.sum() for count in counts])[:-1]  # the last turn has all that is left
     turns = zip(np.split(patches, cuts), np.split(grid, ends[:-1]), strict=True)
@@ -82,11 +82,15 @@ def _rows_of(parts: list[VisionEmbeddings], rows: Int[Array, "M"]) -> VisionEmbe
     )
 
 
+def _patches_and_table(pixel_values: Any) -> tuple[np.ndarray, np.ndarray | None]:
+    return pixel_values if isinstance(pixel_values, Levels) else (np.asarray(pixel_values, np.float32), None)
+
+
 def packed(
     model: Model, pixel_values: Array | np.ndarray | Levels, grid_thw: Int[np.ndarray, "pictures 3"]
 ) -> tuple[Any, Any, Any]:
     """What `encode_packed` takes, on the host. Raises InputError as `encode_vision` does."""
-    patches, table = pixel_values if isinstance(pixel_values, Levels) else (np.asarray(pixel_values), None)
+    patches, table = _patches_and_table(pixel_values)
     return *model.pack_pictures(patches, grid_thw), table
 
 

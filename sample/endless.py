@@ -163,7 +163,7 @@ class EndlessCache:
         if self.filled >= self.plan.context and self.plan.config.policy == "shift":
             reseed = self._renewed(0)
             arrays = (self.plan.sinks.lengths, self.plan.sinks.deltas, _row(reseed.tail - 1))
-            state = shift_tail(model, state, *arrays)
+            state, most = shift_tail(model, state, *arrays), 1  # whose pause is that of one token
         if self.filled < self.plan.context:
             most = min(most, self.plan.context - self.filled, self._longest)
             state, packed = decode(model, params, state, sampling, quota_of(most), top=top)

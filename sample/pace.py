@@ -52,6 +52,7 @@ def decode(
     """
     if on_cpu():
         return decode_steps(model, params, state, sampling, jax.device_put(quota), top=top)
+    assert quota.max() <= 1, "more steps were counted than a program takes"
     return decode_step(model, params, state, sampling, quota > 0 if len(quota) > 1 else None, top=top)
 
 

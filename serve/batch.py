@@ -116,9 +116,11 @@ class Batch:
         top = self._device.top(any(job.config.top_logprobs for _, job in owners))
         state, packed = decode(model, params, *self._rows, quota, top=top)
         self._rows = self._rows._replace(state=state)
+        steps = int(quota.max())
         for row, job in owners:
             job.stepped(int(quota[row]))
-        return Output(packed, owners, int(quota.max()), begun)
+        self._too_large += steps - 1 if self._too_large else 0
+        return Output(packed, owners, steps, begun)
 
     def _resize(self, size: int) -> None:
         taken = [row for row, job in enumerate(self._jobs) if job is not None]

@@ -1,4 +1,4 @@
-"""Many streams over the one step: rows join and leave between two steps, one step ahead of the host.
+"""Many streams over the one step: rows join and leave between two programs, one program ahead of the host.
 
 One thread owns the device and calls the consumers; any thread may submit, wake and close.
 """
@@ -52,7 +52,7 @@ class Figures(NamedTuple):
 
 
 class Engine:
-    """Continuous batching over `decode_steps`.
+    """Continuous batching over `sample.pace.decode`.
 
     Args:
         loaded: model, parameters and processor.
@@ -198,7 +198,7 @@ class Engine:
             self._woken = False
 
     def _turn(self) -> bool:
-        """One step of all rows and a chunk of prompts; the tokens of the turn before are handed over.
+        """A program of all rows and a chunk of prompts; the tokens of the turn before are handed over.
 
         Returns:
             Whether there is anything to do.
@@ -237,15 +237,16 @@ class Engine:
                 arrived = output.wait()
                 if output.steps:
                     self._failures = 0
-                    self._keep_pace(output)
+                    self._keep_pace(output, len(arrived.token))
                 output.deliver(arrived)
         except RuntimeError as error:
             return error
         return None
 
-    def _keep_pace(self, output: Output) -> None:
+    def _keep_pace(self, output: Output, taken: int) -> None:
         now = time.perf_counter()
-        self._pace.took(now - max(output.begun, self._arrived), output.steps)
+        if taken:
+            self._pace.took(now - max(output.begun, self._arrived), taken)
         self._arrived = now
 
     def _begin_renewals(self) -> None:

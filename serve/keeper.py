@@ -105,6 +105,7 @@ class Keeper:
     def _retire(self, live: Live) -> None:
         if not live.stream.closed:
             return
+        self._observe(live)  # what came since the last time is not asked for again
         live.over = time.monotonic()
         self._retired.append(live)
         self._metrics.ended(live.stream)

@@ -101,8 +101,12 @@ class Stream:
         return self.end is not None
 
     def room(self, in_flight: int) -> int:
-        """For how many more deltas there is credit; none while the reader wants none."""
-        return 0 if self._paused else self._credits.room(in_flight)
+        """How many more deltas may be made at once; none while the reader wants none.
+
+        Of all credit half, so that acks come in while the other half is being made.
+        """
+        most = max(self.rules.max_unacked_chunks // 2, 1)
+        return 0 if self._paused else min(self._credits.room(in_flight), most)
 
     def prefilling(self) -> None:
         """It has left the queue."""
@@ -239,6 +243,7 @@ class Stream:
                 return
             if self._chunker.due(now):
                 self._show(self._chunker.flush())
+                self._watch_credit(now)
             late = {
                 "deadline": now - self._begun > rules.deadline,
                 "ack_timeout": self._stalled is not None and now - self._stalled > rules.ack_timeout,

@@ -296,8 +296,9 @@ def test_a_reseed_of_wrong_sizes_is_one_line_and_leaves_the_state(tiny, sinks, t
 
 
 @pytest.mark.slow
-def test_a_cleared_cache_forgets_what_is_not_finite(tiny):
+def test_a_cleared_cache_forgets_what_is_not_finite(tiny, monkeypatch):
     model, params, _ = tiny()
+    monkeypatch.setattr("sample.streaming.Pace", lambda: SimpleNamespace(steps=1, took=lambda *_: None))
     cfg = SamplingConfig(max_new_tokens=400)
     stream = StreamConfig(context=CONTEXT, tail=TAIL)
     running = sample_streaming(model, params, text(), cfg, jax.random.key(0), stream=stream)
@@ -500,12 +501,15 @@ def test_a_reseed_without_a_token_is_not_told(tiny, monkeypatch, policy):
     until = CONTEXT - 30 + 1  # tokens that are drawn before the cache is full
 
     def exhausts(packed):
-        output = unpack(packed)
-        if running.stats.new_tokens < until:
+        nonlocal arrived
+        output = unpack_taken(packed)
+        arrived += len(output.token)
+        if arrived <= until:
             return output
         return output._replace(status=np.full_like(output.status, EXHAUSTED))
 
-    monkeypatch.setattr("sample.streaming.unpack", exhausts)
+    arrived = 0
+    monkeypatch.setattr("sample.streaming.unpack_taken", exhausts)
     stream = StreamConfig(policy=policy, context=CONTEXT, tail=TAIL)
     cfg = SamplingConfig(max_new_tokens=200)
     running = sample_streaming(model, params, text(), cfg, jax.random.key(0), stream=stream)

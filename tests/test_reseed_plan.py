@@ -140,6 +140,7 @@ def test_positions_have_no_gap_and_the_cache_never_overflows(
             assert state.tokens[: plan.anchor] == list(range(plan.anchor))
             assert state.tokens[plan.anchor :] == list(range(cache.tail_start, state.total - 1))
             if reseed is not None:
+                assert made == 1  # its pause is that of one token
                 gone = sorted({*before, total - 1} - set(state.tokens))
                 assert len(gone) == reseed.evicted > 0
                 left += gone

@@ -134,7 +134,7 @@ def test_elsewhere_a_program_is_one_step_of_the_rows_with_a_quota(tiny, monkeypa
     _, looped = decode(model, params, state, r.sampling, np.array([1, 0], np.int32), top=0)
     monkeypatch.setattr(pace, "on_cpu", lambda: False)
     _, state, _ = started(tiny, 2)
-    state, single = decode(model, params, state, r.sampling, np.array([3, 0], np.int32), top=0)
+    state, single = decode(model, params, state, r.sampling, np.array([1, 0], np.int32), top=0)
     one, other = (unpack_taken(np.asarray(packed)) for packed in (looped, single))
     assert one.status.tolist() == other.status.tolist() == [[RUNNING, NOT_TAKEN]]
     assert one.token[0, 0] == other.token[0, 0]

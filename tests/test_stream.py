@@ -140,6 +140,27 @@ def test_a_lost_double_negative_or_unknown_ack_is_an_error_and_no_credit(wrong):
     assert stream.unacked == 2
 
 
+def test_a_program_takes_half_of_all_credit_at_most():
+    stream, _ = make(StreamRules(max_unacked_chunks=8))
+    assert [stream.room(flying) for flying in (0, 3, 4, 5, 8, 9)] == [4, 4, 4, 3, 0, 0]
+
+
+def test_credit_that_time_takes_is_missed_too():
+    """A chunk that has waited long enough takes the last of it, and no token comes to notice."""
+    woken = []
+    stream, clock = make(
+        StreamRules(max_unacked_chunks=1),
+        chunks=ChunkConfig("chunk", tokens=3, seconds=1.0),
+        wake=lambda: woken.append(1),
+    )
+    stream.push(piece("a"))
+    clock.now += 2.0
+    stream.tick()
+    assert not stream.room(0)
+    stream.ack(2)
+    assert (stream.room(0), woken, stream.stalls) == (1, [1], 1)
+
+
 def test_a_long_sentence_needs_no_credit_while_it_is_held():
     stream, _ = make(StreamRules(max_unacked_chunks=1), chunks=ChunkConfig("sentence"))
     for _ in range(20):
