@@ -1,6 +1,6 @@
 """What a reader that does not read costs its neighbours: their time between tokens, with one and without.
 
-    uv run python -m benchmarks.slow_readers [--neighbours 4] [--tokens 256] [--repeats 5] [--model embedded]
+    uv run python -m benchmarks.slow_readers [--neighbours 8] [--tokens 256] [--repeats 5] [--model embedded]
 
 For each transport in turns: neighbours alone, and neighbours beside a stream whose reader opened it and then
 neither reads nor acknowledges: it stands still, at its window or where the sockets are full. Figures are of
@@ -12,8 +12,8 @@ import asyncio
 import json
 import socket
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack, closing
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from typing import Any
 
 import grpc
@@ -48,18 +48,21 @@ def sse(server: Server) -> AbstractContextManager[Any]:
     return closing(stalled)
 
 
-def web_socket(server: Server) -> AbstractContextManager[Any]:
+@contextmanager
+def web_socket(server: Server) -> Iterator[None]:
     """Without an ack."""
-    stalled = connect(server.url.replace("http", "ws") + "/v1/stream/ws", proxy=None, legacy=True)
-    stalled.send(json.dumps({"type": "open", "request": _BODY | {"endless": _ENDLESS}}))
-    return closing(stalled.socket)
+    with connect(server.url.replace("http", "ws") + "/v1/stream/ws", proxy=None) as stalled:
+        stalled.send(json.dumps({"type": "open", "request": _BODY | {"endless": _ENDLESS}}))
+        yield
+        stalled.socket.close()  # or it would read all that it has been sent
 
 
 def _serialized(message: Any) -> bytes:
     return message.SerializeToString()
 
 
-def call(server: Server) -> AbstractContextManager[Any]:
+@contextmanager
+def call(server: Server) -> Iterator[None]:
     """A call whose messages nobody takes."""
     small = (("grpc.http2.lookahead_bytes", 1024), ("grpc.http2.bdp_probe", 0))
     channel = grpc.insecure_channel(server.rpc, small)
@@ -70,8 +73,10 @@ def call(server: Server) -> AbstractContextManager[Any]:
     )
     said = {"role": "user", "content": [{"text": "Describe this image"}]}
     how = {"max_completion_tokens": _TOKENS, "seed": 1, "logprobs": True, "top_logprobs": 20}
-    generate(messages.GenerateRequest(messages=[said], endless=_ENDLESS, **how))
-    return closing(channel)
+    running = generate(messages.GenerateRequest(messages=[said], endless=_ENDLESS, **how))
+    yield
+    running.cancel()
+    channel.close()
 
 
 READERS: dict[str, Callable[[Server], AbstractContextManager[Any]]] = {
@@ -121,7 +126,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", default="embedded")
-    parser.add_argument("--neighbours", type=int, default=4)
+    parser.add_argument("--neighbours", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
