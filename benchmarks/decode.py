@@ -6,9 +6,9 @@
 
 `shape=` is a model with random weights that are made on the device. Each case is a batch whose prompts are
 `filled` made-up tokens, in a cache of `slots` (by default as many as are needed). Times are those of
-`new_tokens` steps behind the first token, as they reach the host: by `streaming` (a Python loop over
-programs of steps, one ahead; at batch 1 `sample_streaming` itself), by `sample`, and by transformers' `generate`
-where torch is installed (`peers=all` adds, on a GPU, its static cache with torch.compile). All take turns.
+`new_tokens` steps behind the first token, as they reach the host: by `streaming` (a Python loop over programs
+of steps, one ahead; at batch 1 `sample_streaming` itself), by `sample`, and by transformers' `generate` where
+torch is installed (`peers=all` adds, on a GPU, its static cache with torch.compile). All take turns.
 
 The limit of a step: the bytes of the decoder's weights (a tied head once; of an untied embedding the rows
 looked up) and of the keys and values that are filled on average, over the memory's bandwidth. That is
