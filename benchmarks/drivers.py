@@ -76,9 +76,9 @@ def _batch_streaming(subject: Subject, tokens: np.ndarray, config: SamplingConfi
         state, ahead = decode(model, params, state, r.sampling, quota, top=r.top)
         ahead.copy_to_host_async()
         if waited is not None:
-            taken, now = len(unpack_taken(np.asarray(waited)).token), time.perf_counter()
-            pace.took(now - arrived, taken)
-            made, arrived = made + taken, now
+            taken, arrived = len(unpack_taken(np.asarray(waited)).token), time.perf_counter()
+            pace.arrived(arrived, begun, taken)
+            made += taken
     return (arrived - begun) / made
 
 

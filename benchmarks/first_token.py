@@ -30,7 +30,7 @@ from benchmarks.peers import Peer, peer_names
 from benchmarks.shapes import Subject, subject
 from models.errors import SettingsError
 from models.levels import Levels
-from models.vision import encode_packed, encode_vision, packed
+from models.vision import encode_packed, encode_vision
 from sample import SamplingConfig, VLMInputs, make_request, sample_streaming
 from sample.pictures import open_picture
 from sample.step import prefill, unpack
@@ -88,7 +88,11 @@ def ways(what: Subject, file: bytes, text: int) -> dict[str, Callable[[], Any]]:
 
     pixels, grid = patches()
     tokens = prompt_ids(what, int(model.picture_tokens(grid).sum()), text)
-    on_host = packed(model, pixels, grid.astype(np.int64))
+
+    def packed() -> tuple[Any, Any, Any]:
+        return *model.pack_pictures(pixels.patches, grid.astype(np.int64)), pixels.table
+
+    on_host = packed()
     on_device = jax.block_until_ready(jax.device_put(on_host))
     vision = jax.block_until_ready(encode_packed(model, params, *on_device))
     decoder = model.decoder_params(params)
@@ -110,7 +114,7 @@ def ways(what: Subject, file: bytes, text: int) -> dict[str, Callable[[], Any]]:
         _TOTAL: total,
         "host: decode the picture": lambda: open_picture(file),
         "host: patches, with decoding": patches,
-        "host: pad to a bucket, layout": lambda: packed(model, pixels, grid.astype(np.int64)),
+        "host: pad to a bucket, layout": packed,
         "upload": lambda: jax.block_until_ready(jax.device_put(on_host)),
         "vision tower": lambda: jax.block_until_ready(encode_packed(model, params, *on_device)),
         "prefill and first token": first,

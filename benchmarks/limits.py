@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.shapes import parameter_shapes
+from models.kernels.choice import on_cpu
 from models.model import Model
 
 _COPIED = 2 << 30  # bytes of the array that a GPU copies
@@ -60,7 +61,7 @@ def bandwidth_meter(size: int) -> tuple[str, Callable[[], float]]:
     Args:
         size: bytes that a CPU reads, whose caches make small sizes fast.
     """
-    if jax.default_backend() == "cpu":
+    if on_cpu():
         return HOW["read"], _reader(size)
     return HOW["copy"], _copier()
 
@@ -118,7 +119,7 @@ def _dot(part: np.ndarray) -> Any:
 
 def compute_rate(dtype: Any) -> float:
     """Operations per second of one large matrix product: the roof's flat part."""
-    side = 1024 if jax.default_backend() == "cpu" else 8192
+    side = 1024 if on_cpu() else 8192
     a = jnp.full((side, side), 0.01, dtype)
     product = jax.jit(jnp.matmul)
     product(a, a).block_until_ready()

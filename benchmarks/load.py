@@ -89,12 +89,9 @@ class Server:
 
 
 @contextmanager
-def serving(*settings: str) -> Iterator[Server]:
-    """A server, ended behind the block."""
-    grpc = (
-        [] if any(setting.startswith("serve.grpc_port=") for setting in settings) else ["serve.grpc_port=-1"]
-    )
-    ports = ("serve.port=0", "telemetry.prometheus_port=0", *grpc)
+def serving(*settings: str, rpc: bool = False) -> Iterator[Server]:
+    """A server, ended behind the block; with gRPC only if asked for."""
+    ports = ("serve.port=0", f"serve.grpc_port={0 if rpc else -1}", "telemetry.prometheus_port=0")
     command = [sys.executable, str(ROOT / "run_server.py"), *ports, *settings]
     server = Server(subprocess.Popen(command, stderr=subprocess.PIPE))
     try:
@@ -112,13 +109,18 @@ class Read(NamedTuple):
     deltas: list[float]
 
 
+def stream_request(body: dict[str, Any]) -> bytes:
+    """`POST /v1/stream`, as it is sent."""
+    content = json.dumps(body).encode()
+    head = f"POST /v1/stream HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(content)}\r\n\r\n"
+    return head.encode() + content
+
+
 async def read_stream(server: Server, body: dict[str, Any]) -> Read:
     """A stream of `POST /v1/stream`, by a reader that only looks for the beginnings of deltas."""
     reader, writer = await asyncio.open_connection(*server.address)
-    content = json.dumps(body).encode()
-    head = f"POST /v1/stream HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(content)}\r\n\r\n"
     asked = time.perf_counter()
-    writer.write(head.encode() + content)
+    writer.write(stream_request(body))
     deltas: list[float] = []
     rest = b""
     while b"event: end" not in rest and b"event: error" not in rest:

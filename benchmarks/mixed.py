@@ -20,7 +20,7 @@ import httpx
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
-from benchmarks.load import Server, serving
+from benchmarks.load import Server, serving, stream_request
 
 KINDS = 12  # different requests
 PROMPTS = ("Describe this image", "Hello there! " * 20, "What colour is it?", "Count to ten. " * 60)
@@ -137,11 +137,8 @@ class Load:
     async def slow(self, kind: int) -> str:
         """Reads a little and then nothing, as its buffer is small and nobody empties it."""
         reader, writer = await asyncio.open_connection(*self.server.address, limit=1024)
-        body = json.dumps(request(kind) | {"max_tokens": 400, "logprobs": True, "top_logprobs": 20}).encode()
-        writer.write(
-            f"POST /v1/stream HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n".encode()
-            + body
-        )
+        body = request(kind) | {"max_tokens": 400, "logprobs": True, "top_logprobs": 20}
+        writer.write(stream_request(body))
         await reader.read(100)
         await asyncio.sleep(self.random.uniform(0, 3))
         writer.transport.abort()

@@ -13,28 +13,24 @@ import json
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from typing import Any
 
 import grpc
 import numpy as np
 from websockets.sync.client import connect
 
-from benchmarks.load import Read, Server, read_stream, serving
+from benchmarks.load import Read, Server, read_stream, serving, stream_request
 from benchmarks.measure import Spread
 from models import load_model
 from serve.rpc import messages
 
+_PATIENCE = "stream_registry.backpressure.ack_timeout_ms=600000"
+_PROMPT = "Describe this image"
+_BODY: dict[str, Any] = {"messages": [{"role": "user", "content": _PROMPT}], "seed": 1}
+_HEAVY: dict[str, Any] = {"logprobs": True, "top_logprobs": 20, "endless": {"ignore_eos": True}}
 _TOKENS = 100_000  # of the stream that nobody reads: more than sockets hold
-_WINDOW = ("stream_registry.backpressure.ack_timeout_ms=600000", "serve.grpc_port=0")
-_BODY: dict[str, Any] = {
-    "messages": [{"role": "user", "content": "Describe this image"}],
-    "max_tokens": _TOKENS,
-    "seed": 1,
-    "logprobs": True,
-    "top_logprobs": 20,
-}
-_ENDLESS = {"ignore_eos": True}
+_STALLED = _BODY | _HEAVY | {"max_tokens": _TOKENS}
 
 
 def sse(server: Server) -> AbstractContextManager[Any]:
@@ -42,9 +38,7 @@ def sse(server: Server) -> AbstractContextManager[Any]:
     stalled = socket.socket()
     stalled.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     stalled.connect(server.address)
-    content = json.dumps(_BODY | {"endless": _ENDLESS}).encode()
-    head = f"POST /v1/stream HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(content)}\r\n\r\n"
-    stalled.sendall(head.encode() + content)
+    stalled.sendall(stream_request(_STALLED))
     return closing(stalled)
 
 
@@ -52,7 +46,7 @@ def sse(server: Server) -> AbstractContextManager[Any]:
 def web_socket(server: Server) -> Iterator[None]:
     """Without an ack."""
     with connect(server.url.replace("http", "ws") + "/v1/stream/ws", proxy=None) as stalled:
-        stalled.send(json.dumps({"type": "open", "request": _BODY | {"endless": _ENDLESS}}))
+        stalled.send(json.dumps({"type": "open", "request": _STALLED}))
         yield
         stalled.socket.close()  # or it would read all that it has been sent
 
@@ -71,9 +65,9 @@ def call(server: Server) -> Iterator[None]:
         request_serializer=_serialized,
         response_deserializer=messages.Event.FromString,
     )
-    said = {"role": "user", "content": [{"text": "Describe this image"}]}
-    how = {"max_completion_tokens": _TOKENS, "seed": 1, "logprobs": True, "top_logprobs": 20}
-    running = generate(messages.GenerateRequest(messages=[said], endless=_ENDLESS, **how))
+    said = {"role": "user", "content": [{"text": _PROMPT}]}
+    request = messages.GenerateRequest(messages=[said], seed=1, max_completion_tokens=_TOKENS, **_HEAVY)
+    running = generate(request)
     yield
     running.cancel()
     channel.close()
@@ -87,8 +81,7 @@ READERS: dict[str, Callable[[Server], AbstractContextManager[Any]]] = {
 
 
 async def _neighbours(server: Server, count: int, tokens: int, eos: dict[int, float]) -> list[Read]:
-    body = {**_BODY, "max_tokens": tokens, "logprobs": False, "logit_bias": eos}
-    del body["top_logprobs"]
+    body = _BODY | {"max_tokens": tokens, "logit_bias": eos}
     return await asyncio.gather(*(read_stream(server, body | {"seed": n}) for n in range(count)))
 
 
@@ -114,8 +107,7 @@ def measure(
     alone, beside = [], []
     for _ in range(repeats):
         alone.append(p99(asyncio.run(_neighbours(server, count, tokens, eos))))
-        with ExitStack() as stack:
-            stack.enter_context(reader(server))
+        with reader(server):
             _until_stalled(server)
             beside.append(p99(asyncio.run(_neighbours(server, count, tokens, eos))))
     return np.array(alone), np.array(beside)
@@ -132,7 +124,7 @@ def main() -> None:
     args = parser.parse_args()
     processor = load_model(args.model).processor
     eos = dict.fromkeys(processor.eos_ids, -100.0)
-    with serving(*_WINDOW, f"model.name={args.model}") as server:
+    with serving(_PATIENCE, f"model.name={args.model}", rpc=True) as server:
         print("| reader that does not read | p99 alone, ms | p99 beside it, ms | ratio |\n|---|---|---|---|")
         for name, reader in READERS.items():
             measure(server, reader, args.neighbours, 16, 1, eos)

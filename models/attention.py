@@ -35,11 +35,14 @@ def causal_attention(
     T, S = q.shape[1], v.shape[2]
     if filled == T and has_library_attention(q):  # all rows begin at slot 0
         return _library_attention(q, k[..., :T], v[:, :, :T], causal=True)
-    # A trip count that only the device knows makes a GPU wait for the host, once per layer.
-    bound = filled or (jnp.max(slots) + 1 if on_cpu() else S)
-    if isinstance(bound, Array) and q.shape[:2] == (1, 1):
-        return _in_one_block(q, k, v, slots, bound)
-    block = _block(S) if filled else _part(S) if isinstance(bound, Array) else S
+    if filled is not None:
+        block, bound = _block(S), filled
+    elif not on_cpu():  # a trip count that only the device knows makes a GPU wait for the host, in each layer
+        block = bound = S
+    elif q.shape[:2] == (1, 1):
+        return _in_one_block(q, k, v, slots)
+    else:
+        block, bound = _part(S), jnp.max(slots) + 1
     return _attend(q, k, v, _up_to(slots, block), (bound + block - 1) // block, block)
 
 
@@ -48,7 +51,6 @@ def _in_one_block(
     k: Float[Array, "1 H D S"],
     v: Float[Array, "1 H S D"],
     slots: Int[Array, "1 1"],
-    bound: Int[Array, ""],
 ) -> Float[Array, "1 1 Hq D"]:
     """One block for one token of one row: of all slots, a half, a quarter, ... where no more are filled.
 
@@ -65,7 +67,7 @@ def _in_one_block(
 
     S = v.shape[2]
     sizes = [S >> i for i in range(S.bit_length()) if S >> i >= min(_SMALLEST, S // 2)][::-1]
-    chosen = sum(bound > size for size in sizes[:-1])
+    chosen = sum(slots[0, 0] >= size for size in sizes[:-1])
     return jax.lax.switch(chosen, [block(size) for size in sizes], q, k, v).reshape(q.shape)
 
 

@@ -4,13 +4,13 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from models.config import Qwen3VLConfig
 from models.errors import CheckpointError, SettingsError
 from models.fuse import fuse
 from models.json_file import read_json
+from models.kernels.choice import on_cpu
 from models.model import Model
 from models.processor import Processor
 from models.qwen3_vl import Qwen3VL
@@ -70,7 +70,7 @@ def load_model(
 def chosen_dtype(dtype: Any) -> Any:
     """float32 on a CPU, bfloat16 elsewhere, or what is asked for; raises SettingsError for other types."""
     if dtype is None:
-        return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+        return jnp.float32 if on_cpu() else jnp.bfloat16
     for name, known in DTYPES.items():
         if dtype in (name, known):
             return known

@@ -41,15 +41,31 @@ def encode_vision(
         raise InputError(f"grid_thw: {grid.dtype}{list(grid.shape)}; allowed: integers [pictures, 3], not 0")
     if grid.min() < 1:
         raise InputError(f"grid_thw: {grid.tolist()}; allowed: sizes from 1 up")
-    grid = grid.astype(np.int64)
-    ends = _ends_of_turns(grid.prod(1))
-    if len(ends) == 1:
-        return encode_packed(model, params, *packed(model, pixel_values, grid))
-    return _in_turns(model, params, pixel_values, grid, ends)
+    patches, table = (
+        pixel_values if isinstance(pixel_values, Levels) else (np.asarray(pixel_values, np.float32), None)
+    )
+    turns = _turns(patches, grid.astype(np.int64))
+    parts = [encode_packed(model, params, *model.pack_pictures(*turn), table) for turn in turns]
+    if len(parts) == 1:
+        return parts[0]
+    tokens = [int(model.picture_tokens(turn_grid).sum()) for _, turn_grid in turns]
+    starts = np.cumsum([0, *(len(part.embeddings) for part in parts[:-1])])
+    rows = np.concatenate([start + np.arange(n) for start, n in zip(starts, tokens, strict=True)])
+    return _rows_of(parts, np.pad(rows, (0, bucket(len(rows), 1) - len(rows))))
+
+
+def _turns(
+    patches: np.ndarray, grid: Int[np.ndarray, "pictures 3"]
+) -> list[tuple[np.ndarray, Int[np.ndarray, "_ 3"]]]:
+    """The patches and grids of pictures that go through the tower together; the last turn has the rest."""
+    counts = grid.prod(1)
+    ends = np.array(_ends_of_turns(counts)[:-1], np.int64)
+    cuts = np.cumsum(counts)[ends - 1]
+    return list(zip(np.split(patches, cuts), np.split(grid, ends), strict=True))
 
 
 def _ends_of_turns(patches: Int[np.ndarray, "pictures"]) -> list[int]:
-    """Where pictures go through the tower together: the number behind the last one of each turn."""
+    """The number behind the last picture of each turn."""
     ends, together = [], 0
     for picture, count in enumerate(patches.tolist()):
         if together and together + count > _TOGETHER:
@@ -57,20 +73,6 @@ def _ends_of_turns(patches: Int[np.ndarray, "pictures"]) -> list[int]:
             together = 0
         together += count
     return [*ends, len(patches)]
-
-
-def _in_turns(
-    model: Model, params: Any, pixel_values: Any, grid: Int[np.ndarray, "pictures 3"], ends: list[int]
-) -> VisionEmbeddings:
-    patches, table = _patches_and_table(pixel_values)
-    counts = np.split(grid.prod(1), ends[:-1])
-    cuts = np.cumsum([count.sum() for count in counts])[:-1]  # the last turn has all that is left
-    turns = zip(np.split(patches, cuts), np.split(grid, ends[:-1]), strict=True)
-    parts = [encode_packed(model, params, *model.pack_pictures(*turn), table) for turn in turns]
-    tokens = [int(model.picture_tokens(turn).sum()) for turn in np.split(grid, ends[:-1])]
-    starts = np.cumsum([0, *(len(part.embeddings) for part in parts[:-1])])
-    rows = np.concatenate([start + np.arange(n) for start, n in zip(starts, tokens, strict=True)])
-    return _rows_of(parts, np.pad(rows, (0, bucket(len(rows), 1) - len(rows))))
 
 
 @jax.jit
@@ -82,23 +84,11 @@ def _rows_of(parts: list[VisionEmbeddings], rows: Int[Array, "M"]) -> VisionEmbe
     )
 
 
-def _patches_and_table(pixel_values: Any) -> tuple[np.ndarray, np.ndarray | None]:
-    return pixel_values if isinstance(pixel_values, Levels) else (np.asarray(pixel_values, np.float32), None)
-
-
-def packed(
-    model: Model, pixel_values: Array | np.ndarray | Levels, grid_thw: Int[np.ndarray, "pictures 3"]
-) -> tuple[Any, Any, Any]:
-    """What `encode_packed` takes, on the host. Raises InputError as `encode_vision` does."""
-    patches, table = _patches_and_table(pixel_values)
-    return *model.pack_pictures(patches, grid_thw), table
-
-
 @partial(jax.jit, static_argnames="model")
 def encode_packed(
     model: Model, params: Any, pixel_values: Array, layout: Any, table: Array | None = None
 ) -> VisionEmbeddings:
-    """`encode_vision` of what `packed` made."""
+    """`encode_vision` of what `pack_pictures` made; with the `table` of `Levels`, of their levels."""
     if table is not None:
         pixel_values = normalised(pixel_values, table, model.config.vision.patch_dim)
     return model.call("encode_vision", params, pixel_values, layout)

@@ -12,7 +12,7 @@ from sample.config import SamplingConfig
 from sample.inputs import VLMInputs
 from sample.outcome import Alternatives, FinishReason, alternatives, finish_reason
 from sample.request import make_request
-from sample.step import EXHAUSTED, NOT_TAKEN, STEPS, StepOutput, decode_steps, prefill, unpack, unpack_taken
+from sample.step import EXHAUSTED, NOT_TAKEN, STEPS, StepOutput, decode_steps, prefill, unpack_taken
 from sample.text import TextStream
 
 
@@ -74,7 +74,7 @@ def sample(
         slots=request.slots,
         top=request.top,
     )
-    _record(rows, unpack(np.asarray(packed)[None]))
+    _record(rows, unpack_taken(np.asarray(packed)))
     padding = [0] * (len(request.prompt.lengths) - len(rows))
     while running := [row for row in rows if row.finish_reason is None]:
         if cancelled is not None and cancelled():

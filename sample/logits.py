@@ -17,6 +17,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Int32, Key, UInt32
 
 from models.errors import SettingsError
+from models.kernels.choice import on_cpu
 from sample.config import SamplingConfig
 from sample.loops import History, blocked_followers, may_block
 
@@ -44,7 +45,7 @@ class Wanted:
     @classmethod
     def by(cls, configs: Sequence[SamplingConfig]) -> "Wanted":
         """Of these rows."""
-        if jax.default_backend() == "cpu":
+        if on_cpu():
             return cls()
         drawing = [config for config in configs if config.temperature > 0]
         return cls(
@@ -213,7 +214,7 @@ def _where_wanted(
     """`work(given)`, left out where no row can want it, or, on a CPU, where none is found to."""
     if not possible:
         return jnp.asarray(given)
-    if jax.default_backend() != "cpu":
+    if not on_cpu():
         return work(given)
     return lax.cond(wanted.any(), work, lambda unchanged: unchanged, given)
 
@@ -296,7 +297,7 @@ def _select(
     no sort of the vocabulary, and no loop whose length depends on data. Two bits cost a CPU as much as one;
     a GPU pays for each pass, and for the loop.
     """
-    cpu = jax.default_backend() == "cpu"
+    cpu = on_cpu()
     bits = 2 if cpu else 4
     digits = jnp.arange(1, 1 << bits, dtype=jnp.uint32)
 

@@ -25,7 +25,14 @@ class Pace:
     def __init__(self, seconds: float = FRAME) -> None:
         self._seconds = seconds
         self._most = STEPS if on_cpu() else 1
+        self._arrived = 0.0
         self.steps = 1
+
+    def arrived(self, now: float, begun: float, steps: int) -> None:
+        """A program that was dispatched at `begun` is there; it ran behind the one that came before it."""
+        if steps:
+            self.took(now - max(begun, self._arrived), steps)
+        self._arrived = now
 
     def took(self, seconds: float, steps: int) -> None:
         """A program of so many steps has taken so long."""

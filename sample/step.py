@@ -327,3 +327,8 @@ def unpack_taken(packed: np.ndarray) -> StepOutput:
     output = unpack(packed if packed.ndim == 3 else packed[None])
     taken = int((output.status != NOT_TAKEN).any(-1).sum())
     return StepOutput(*(array[:taken] for array in output))
+
+
+def one_by_one(steps: StepOutput) -> list[StepOutput]:
+    """What `unpack_taken` gave, step by step."""
+    return [StepOutput(*(array[i] for array in steps)) for i in range(len(steps.token))]

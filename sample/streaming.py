@@ -19,7 +19,7 @@ from sample.pace import Pace, decode, quota_of
 from sample.perplexity import PerplexityTracker
 from sample.request import Request, make_request
 from sample.stats import Reseed, StreamStats
-from sample.step import EXHAUSTED, DecodeState, StepOutput, prefill, unpack_taken
+from sample.step import EXHAUSTED, DecodeState, StepOutput, one_by_one, prefill, unpack_taken
 from sample.stream_config import StreamConfig
 from sample.summary import SummarySidecar
 from sample.text import TextStream
@@ -128,7 +128,6 @@ class TokenStream(Iterator[Token]):
         self._pace = Pace()
         self._failure: Exception | None = None  # of a dispatch, told behind the tokens before it
         self._dispatched = 0
-        self._arrived = 0.0
         self._cancelled = False
 
     def __iter__(self) -> "TokenStream":
@@ -186,11 +185,10 @@ class TokenStream(Iterator[Token]):
                 self._failure = error
         output = unpack_taken(np.asarray(ahead.packed))
         now = time.perf_counter()
-        self._pace.took(now - max(ahead.begun, self._arrived), len(output.token))
-        self._arrived = now
+        self._pace.arrived(now, ahead.begun, len(output.token))
         reseed = ahead.reseed and ahead.reseed._replace(pause=now - entered)
-        for i in range(len(output.token)):
-            yield _Made(StepOutput(*(array[i] for array in output)), None if i else reseed)
+        for i, step in enumerate(one_by_one(output)):
+            yield _Made(step, None if i else reseed)
 
     def _dispatch(self, r: Request) -> _Ahead:
         begun = time.perf_counter()

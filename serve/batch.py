@@ -9,7 +9,7 @@ from jaxtyping import Array
 
 from sample.config import SamplingConfig
 from sample.pace import decode
-from sample.step import NOT_TAKEN, StepOutput, unpack_taken
+from sample.step import NOT_TAKEN, StepOutput, one_by_one, unpack_taken
 from serve.job import Job
 from serve.prefill import Device, first_row
 from serve.prompt import PreparedPrompt
@@ -24,8 +24,8 @@ class Output(NamedTuple):
 
     packed: Array
     owners: list[tuple[int, Job]]
-    steps: int
-    begun: float
+    steps: int = 0
+    begun: float = 0.0
 
     def wait(self) -> StepOutput:
         """All of it. Raises RuntimeError where the device failed."""
@@ -33,7 +33,7 @@ class Output(NamedTuple):
 
     def deliver(self, output: StepOutput) -> None:
         """Hand the tokens over. A job whose text fails ends alone."""
-        steps = [StepOutput(*(array[i] for array in output)) for i in range(len(output.token))]
+        steps = one_by_one(output)
         for row, job in self.owners:
             try:
                 for step in steps:

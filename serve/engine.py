@@ -69,7 +69,6 @@ class Engine:
         self._renewals: deque[Prefill] = deque()
         self._ahead: list[Output] = []
         self._pace = Pace(self.config.burst)
-        self._arrived = 0.0
         self._failures = 0
         self._inbox: deque[Job] = deque()
         self._condition = threading.Condition()
@@ -237,17 +236,11 @@ class Engine:
                 arrived = output.wait()
                 if output.steps:
                     self._failures = 0
-                    self._keep_pace(output, len(arrived.token))
+                    self._pace.arrived(time.perf_counter(), output.begun, len(arrived.token))
                 output.deliver(arrived)
         except RuntimeError as error:
             return error
         return None
-
-    def _keep_pace(self, output: Output, taken: int) -> None:
-        now = time.perf_counter()
-        if taken:
-            self._pace.took(now - max(output.begun, self._arrived), taken)
-        self._arrived = now
 
     def _begin_renewals(self) -> None:
         for job in self._batch.jobs:
@@ -288,7 +281,7 @@ class Engine:
         if job.endless is not None:
             job.endless.end_renewal()
         self._batch.add(job, row)
-        self._send(Output(packed, [(0, job)], 0, 0.0))
+        self._send(Output(packed, [(0, job)]))
 
     def _next_prefill(self) -> Prefill | None:
         if self._renewals:

@@ -33,7 +33,7 @@ class Keeper:
         self._live, self._engine, self._limit, self._metrics = live, engine, limit, metrics
         self._observer = observer
         self._tokens, self._counted = 0, time.monotonic()  # made since then
-        self._retired: deque[Live] = deque()  # in the order in which they ended
+        self._retired: deque[tuple[float, str]] = deque()  # when, and which, in that order
         self._collector = QuietCollector()
 
     async def run(self, heartbeat: float, retained: float, collecting: float | None) -> None:
@@ -63,8 +63,7 @@ class Keeper:
                 collected = time.monotonic()
             for live in self._not_retired():
                 live.stream.tick()
-                self._observe(live)
-                self._retire(live)
+                self._count(live)
                 if live.silent(heartbeat):
                     live.news.set()
                 if tick % _WARNINGS == 0 and live.stream.slow and not live.stream.closed:
@@ -75,7 +74,7 @@ class Keeper:
     def settle(self) -> None:
         """Tell of all streams that have ended; `run` does no more."""
         for live in self._not_retired():
-            self._retire(live)
+            self._count(live)
 
     def _not_retired(self) -> list[Live]:
         """Those that have not been told of: all others wait to be forgotten, and may be many."""
@@ -102,19 +101,22 @@ class Keeper:
         self._limit.queued.add(timings.queued, now)
         self._limit.ttft.add(timings.first_token - timings.queued, now)
 
+    def _count(self, live: Live) -> None:
+        over = live.stream.closed  # before what is counted: it will not be asked again
+        self._observe(live)
+        if over:
+            self._retire(live)
+
     def _retire(self, live: Live) -> None:
-        if not live.stream.closed:
-            return
-        self._observe(live)  # what came since the last time is not asked for again
         live.over = time.monotonic()
-        self._retired.append(live)
+        self._retired.append((live.over, live.id))
         self._metrics.ended(live.stream)
         self._observer.ended(live)
         self._limit.lasting.add(live.stream.timings.total, live.over)
 
     def _forget(self, retained: float) -> None:
-        while self._retired and time.monotonic() - (self._retired[0].over or 0.0) > retained:
-            del self._live[self._retired.popleft().id]
+        while self._retired and time.monotonic() - self._retired[0][0] > retained:
+            del self._live[self._retired.popleft()[1]]
 
     def _count_tokens(self) -> None:
         elapsed = time.monotonic() - self._counted

@@ -2,7 +2,6 @@
 
 import time
 from dataclasses import replace
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +15,7 @@ from sample import SamplingConfig, VLMInputs, prepare_inputs, sample, sample_str
 from sample import request as request_module
 from sample import streaming as streaming_module
 from sample.text import TextStream
+from tests.paces import Steady
 from tests.tiny import random_params, tiny_config
 
 CONFIGS = {
@@ -292,7 +292,7 @@ def test_the_next_steps_are_dispatched_before_the_last_are_waited_for(tiny, monk
         monkeypatch.setattr(
             streaming_module, name, lambda *a, _f=original, _n=name, **k: (events.append(_n), _f(*a, **k))[1]
         )
-    monkeypatch.setattr(streaming_module, "Pace", lambda: SimpleNamespace(steps=2, took=lambda *_: None))
+    monkeypatch.setattr(streaming_module, "Pace", lambda: Steady(2))
     list(sample_streaming(model, params, prompt(), SamplingConfig(max_new_tokens=6), jax.random.key(0)))
     first, steps, wait = ["prefill", "unpack_taken"], "decode", "unpack_taken"
     # No prompt token is fed twice, no step is made in vain: 1 + 2 + 2 + 1 tokens.

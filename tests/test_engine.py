@@ -1,7 +1,6 @@
 """Many streams over one step: each gets what it gets alone, and nothing compiles as they come and go."""
 
 import time
-from types import SimpleNamespace
 
 import jax
 import pytest
@@ -28,6 +27,7 @@ from tests.engines import (
     until,
     words,
 )
+from tests.paces import Steady
 from tests.test_compiles import compilations
 
 CONFIGS = {
@@ -173,7 +173,7 @@ def test_who_goes_while_decoding_takes_at_most_the_step_that_is_on_its_way(engin
         "decode",
         lambda *a, **k: (steps.append(a[4].tolist()), original(*a, **k))[1],
     )
-    monkeypatch.setattr(engine, "_pace", SimpleNamespace(steps=1, took=lambda *_: None))
+    monkeypatch.setattr(engine, "_pace", Steady(1))
     leaving, neighbour = Leaving(), Reader()
     engine.submit(words(9), SamplingConfig(seed=1, max_new_tokens=100), neighbour)
     until(lambda: neighbour.pieces)
@@ -282,7 +282,7 @@ def test_the_next_step_is_dispatched_before_the_last_is_waited_for(engine, monke
             batch_module, name, lambda *a, _f=original, _n=name, **k: (calls.append(_n), _f(*a, **k))[1]
         )
     reader = Reader()
-    monkeypatch.setattr(engine, "_pace", SimpleNamespace(steps=2, took=lambda *_: None))
+    monkeypatch.setattr(engine, "_pace", Steady(2))
     engine.submit(words(9), SamplingConfig(seed=1, max_new_tokens=6), reader)
     reader.wait()
     steps, wait = "decode", "unpack_taken"

@@ -31,6 +31,7 @@ from sample.loops import history_of
 from sample.request import make_request
 from sample.step import EXHAUSTED, decode_step, prefill, unpack, unpack_taken
 from sample.text import decode
+from tests.paces import Steady
 from tests.test_compiles import compilations
 from tests.tiny import random_params, tiny_config
 from tests.tiny_smolvlm import tiny_checkpoint as smolvlm_checkpoint
@@ -298,7 +299,7 @@ def test_a_reseed_of_wrong_sizes_is_one_line_and_leaves_the_state(tiny, sinks, t
 @pytest.mark.slow
 def test_a_cleared_cache_forgets_what_is_not_finite(tiny, monkeypatch):
     model, params, _ = tiny()
-    monkeypatch.setattr("sample.streaming.Pace", lambda: SimpleNamespace(steps=1, took=lambda *_: None))
+    monkeypatch.setattr("sample.streaming.Pace", lambda: Steady(1))
     cfg = SamplingConfig(max_new_tokens=400)
     stream = StreamConfig(context=CONTEXT, tail=TAIL)
     running = sample_streaming(model, params, text(), cfg, jax.random.key(0), stream=stream)
