@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -55,6 +56,7 @@ class Source:
     long_every: int = 8  # batches of stories among the others
     crowded: float = 0.25
     small: float = 0.25
+    repeating: tuple[float, float] = (0.2, 0.75)  # of scenes with few things and of the crowded ones
     without_picture: float = 0.03
     grids: Mapping[tuple[int, int], int] = field(default_factory=lambda: GRIDS)
     large_grids: Mapping[tuple[int, int], int] = field(default_factory=lambda: LARGE_GRIDS)
@@ -120,7 +122,8 @@ class Maker:
         has_picture = np.array([rng.random() >= s.without_picture for _ in range(size)])
         scenes, label = [], np.full((size, SLOTS), -1, np.int32)
         for i in range(size):
-            scenes.append(scene(rng, s.catalogue, grid, SLOTS if i < crowded else FEW, small=s.small))
+            most, repeating = (SLOTS, s.repeating[1]) if i < crowded else (FEW, s.repeating[0])
+            scenes.append(scene(rng, s.catalogue, grid, most, small=s.small, repeating=repeating))
             rows = [p.thing for p in scenes[-1].placed]
             label[i, : len(rows)] = self.numbers[rows]
             ids, prompts[i] = self._exchange(
@@ -159,17 +162,23 @@ def _make(index: int) -> Batch:
 
 
 def batches(source: Source, first: int, last: int, workers: int | None = None) -> Iterator[Batch]:
-    """Batches `first` to `last - 1` in order, made ahead by worker processes (0 workers: made here)."""
+    """Batches `first` to `last - 1` in order, made ahead by worker processes (0 workers: made here).
+
+    The processes begin at once, not with the first batch that is asked for.
+    """
     workers = max(1, (os.cpu_count() or 2) - 1) if workers is None else workers
     if not workers:
-        yield from map(Maker(source).make, range(first, last))
-        return
+        return map(Maker(source).make, range(first, last))
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=spawn, initializer=_start, initargs=(source,)) as pool:
-        waiting: deque = deque()
-        for index in range(first, last):
-            waiting.append(pool.submit(_make, index))
-            if len(waiting) > 3 * workers:
-                yield waiting.popleft().result()
+    pool = ProcessPoolExecutor(workers, mp_context=spawn, initializer=_start, initargs=(source,))
+    numbers = iter(range(first, last))
+    waiting = deque(pool.submit(_make, index) for index in islice(numbers, 3 * workers))
+    return _in_order(pool, numbers, waiting)
+
+
+def _in_order(pool: ProcessPoolExecutor, numbers: Iterator[int], waiting: deque) -> Iterator[Batch]:
+    with pool:
         while waiting:
-            yield waiting.popleft().result()
+            made = waiting.popleft().result()
+            waiting.extend(pool.submit(_make, index) for index in islice(numbers, 1))
+            yield made

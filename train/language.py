@@ -143,7 +143,7 @@ def turn(rng: random.Random, scene: Scene, world: World, *, long: bool = False) 
     found = groups(scene, world.things)
     asks = [ask for _, ask in _SHARES]
     made = tell(rng, scene, found, world) if long else None
-    if not long and any(g.count > 1 for g in found) and rng.random() < 0.45:
+    if not long and any(g.count > 1 for g in found) and rng.random() < 0.6:
         made = count(rng, scene, found, world)
     # Where two things stand to each other is learned slowest: many scenes of two or three ask it.
     elif not long and len(found) in (2, 3) and rng.random() < 0.25:

@@ -362,26 +362,33 @@ class Run:
 
     def compile(self, state: State) -> None:
         """Fill the compile cache for all shapes to come, in threads: in turn it takes minutes."""
-        source, maker = self.source, Maker(self.source)
-        phases = [0] if source.large_from >= self.settings.steps else [0, source.large_from]
-        made = {}
-        for first in phases:
-            grids = source.grids_of(first)
-            for grid in grids:
-                made[grid, False] = maker.make(_next(first, source.is_long, False), grid)
-            for grid in {room(grid): grid for grid in grids}.values():  # rows of a room are padded alike
-                made[grid, True] = maker.make(_next(first, source.is_long, True), grid)
-        ready = [(batch, *self.inputs(batch)) for batch in made.values()]
-        short = [(b, i) for (b, i, _), (_, long) in zip(ready, made, strict=True) if not long]
-        lowered = [self.paint(batch, inputs, 0, paint.lower) for batch, inputs in short]
+        with ThreadPoolExecutor() as pool:  # which compiles the first while the next are traced
+            list(pool.map(lambda program: program.compile(), self._programs(state)))
+
+    def _programs(self, state: State) -> Iterator[Any]:
+        """Lowered; those that take longest to compile come first."""
+        ready = [(batch, *self.inputs(batch)) for batch in self._one_of_each()]
         seen = set()
         for batch, inputs, places in ready:
             if (shape := (room(batch.grid), batch.tokens.shape)) not in seen:
                 seen.add(shape)
                 painted = jax.eval_shape(partial(self.paint, batch, inputs, 0))
-                lowered.append(self._update(update.lower, state, inputs, painted, places, 0))
-        with ThreadPoolExecutor() as pool:
-            list(pool.map(lambda program: program.compile(), lowered))
+                yield self._update(update.lower, state, inputs, painted, places, 0)
+        seen = set()
+        for batch, inputs, _ in ready:
+            if batch.grid not in seen:
+                seen.add(batch.grid)
+                yield self.paint(batch, inputs, 0, paint.lower)
+
+    def _one_of_each(self) -> Iterator[Batch]:
+        """A batch of each grid, and one of stories of each room: rows of a room are padded alike."""
+        source, maker = self.source, Maker(self.source)
+        for first in {0, min(source.large_from, self.settings.steps - 1)}:
+            grids = source.grids_of(first)
+            for grid in {room(grid): grid for grid in grids}.values():
+                yield maker.make(_next(first, source.is_long, True), grid)
+            for grid in grids:
+                yield maker.make(_next(first, source.is_long, False), grid)
 
 
 def token_weights(tokenizer: Tokenizer, telling: float) -> Float[np.ndarray, " vocabulary"]:
@@ -404,10 +411,12 @@ def train(run: Run, folder: Path, minutes: float = float("inf")) -> State:
     """Train to the last step, or for so many minutes; the checkpoint in `folder` is where it goes on."""
     folder.mkdir(parents=True, exist_ok=True)
     state, log = _resume(run, folder)
+    first = int(state.step)
+    made = batches(run.source, first, run.settings.steps, run.settings.workers)
     run.compile(state)
-    began, first = time.monotonic(), int(state.step)
+    began = time.monotonic()
     shown_at, shown_step, saved_at = began, first, began
-    for index, batch in _numbered(run, first):
+    for index, batch in enumerate(made, first):
         state, found = run.update(state, batch, index)
         done = index + 1
         if done % 50 == 0 or done in (1, 10, run.settings.steps):
@@ -428,11 +437,6 @@ def train(run: Run, folder: Path, minutes: float = float("inf")) -> State:
             _save(folder, state, log)
     _save(folder, state, log)
     return state
-
-
-def _numbered(run: Run, first: int) -> Iterator[tuple[int, Batch]]:
-    made = batches(run.source, first, run.settings.steps, run.settings.workers)
-    return enumerate(made, first)
 
 
 def _resume(run: Run, folder: Path) -> tuple[State, list[dict[str, float]]]:

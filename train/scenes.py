@@ -97,6 +97,7 @@ def scene(
     overlap: float = 0.3,
     inside: float = 0.05,
     small: float = 0.0,
+    repeating: float | None = None,
 ) -> Scene:
     """A scene of `least` to `most` things; some repeat a thing, so that there is something to count.
 
@@ -105,8 +106,12 @@ def scene(
         overlap: the share of scenes in which a thing may stand well in front of another.
         inside: the share of scenes in which a thing stands inside the largest one.
         small: the share of things that are among the smallest.
+        repeating: the share of scenes of several things in which one repeats; None: 15 %, or 60 % of those
+            with more than `FEW` things.
     """
-    things = _things(rng, catalogue, rng.randint(least, most), 0.15 if most <= FEW else 0.6)
+    if repeating is None:
+        repeating = 0.15 if most <= FEW else 0.6
+    things = _things(rng, catalogue, rng.randint(least, most), repeating)
     common = catalogue.style(rng, things[0])
     mixed = rng.random() < 0.3
     styles = [
