@@ -22,28 +22,27 @@ def causal_attention(
     k: Float[Array, "B H D S"],
     v: Float[Array, "B H S D"],
     slots: Int[Array, "B T"],
-    filled: int | None = None,
+    filled: int | Int[Array, ""],
 ) -> Float[Array, "B T Hq D"]:
     """Each query, at its slot of the cache, attends to the slots up to its own.
 
     Args:
         slots: where each query stands in its row.
-        filled: a bound on `slots + 1` known while tracing (a prefill); without it (a decode step) a CPU
-            reads the bound from `slots`, so that the cost follows the filled part, and other devices
-            read and mask all S slots.
+        filled: a bound on `slots + 1` of the rows that count. Where only the device knows it (a decode step),
+            a CPU reads so many slots, so that the cost follows them, and other devices all S.
     """
     T, S = q.shape[1], v.shape[2]
-    if filled == T and has_library_attention(q):  # all rows begin at slot 0
-        return _library_attention(q, k[..., :T], v[:, :, :T], causal=True)
-    if filled is not None:
-        block, bound = _block(S), filled
+    if isinstance(filled, int):
+        if filled == T and has_library_attention(q):  # all rows begin at slot 0
+            return _library_attention(q, k[..., :T], v[:, :, :T], causal=True)
+        block = _block(S)
     elif not on_cpu():  # a trip count that only the device knows makes a GPU wait for the host, in each layer
-        block = bound = S
+        block = filled = S
     elif q.shape[:2] == (1, 1):
         return _in_one_block(q, k, v, slots)
     else:
-        block, bound = _part(S), jnp.max(slots) + 1
-    return _attend(q, k, v, _up_to(slots, block), (bound + block - 1) // block, block)
+        block = _part(S)
+    return _attend(q, k, v, _up_to(slots, block), (filled + block - 1) // block, block)
 
 
 def _in_one_block(

@@ -38,7 +38,7 @@ class SelfAttention(nn.Module):
         angles: Float[Array, "B T half"],
         start: Int[Array, "B"],
         buffers: tuple[Array, Array] | None,
-        filled: int | None,
+        filled: int | Int[Array, ""],
     ) -> tuple[Float[Array, "B T D"], tuple[Array, Array]]:
         c = self.config
 
@@ -72,7 +72,7 @@ class DecoderLayer(nn.Module):
         angles: Float[Array, "B T half"],
         start: Int[Array, "B"],
         buffers: tuple[Array, Array] | None,
-        filled: int | None,
+        filled: int | Int[Array, ""],
     ) -> tuple[Float[Array, "B T D"], tuple[Array, Array]]:
         c = self.config
         if self.fused and buffers is not None and decodes_in_kernels(c, x, buffers[1].shape[2]):
@@ -106,7 +106,7 @@ class Decoder(nn.Module):
         start: Int[Array, "B"],
         cache: KVCache | None,
         vision: tuple[Array, VisionEmbeddings] | None,
-        filled: int | None,
+        filled: int | Int[Array, ""],
     ) -> tuple[Float[Array, "B T D"], KVCache]:
         x = self.embed_tokens(tokens).astype(self.dtype)
         deepstack: tuple[Array, ...] = ()

@@ -150,7 +150,7 @@ class Model(nn.Module):
         start: Int[Array, "B"],
         cache: KVCache | None = None,
         vision: VisionEmbeddings | None = None,
-        filled: int | None = None,
+        filled: int | Int[Array, ""] | None = None,
         vision_rows: Int[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T D"], KVCache]:
         """Hidden states behind the last norm, and the cache with these tokens in their slots.
@@ -160,10 +160,12 @@ class Model(nn.Module):
             positions: rotary positions, on each axis that the family has.
             start: the slot of each row's first token; a token sees the slots up to its own.
             cache: without one, the tokens see one another alone.
-            filled: a bound on `start + T`, where it is known while tracing.
+            filled: a bound on `start + T` of the rows that count: of others, whose tokens are fed and not
+                used, no more slots are read. Best known while tracing; without it, all rows count.
             vision_rows: the row of `vision` that takes each embedding's place, -1 for text; without it the
                 tokens at `image_pad_id` take them in order.
         """
+        filled = jnp.max(start) + tokens.shape[1] if filled is None else filled
         if vision is None:
             return self.decoder(tokens, self.angles(positions), start, cache, None, filled)
         rows = image_rows(tokens, self.image_pad_id, vision) if vision_rows is None else vision_rows

@@ -190,8 +190,11 @@ def _step(
 ) -> tuple[DecodeState, Int[Array, "B packed"]]:
     B = state.token.shape[0]
     positions = jnp.broadcast_to((state.length + state.delta)[:, None], (model.position_axes, B, 1))
-    hidden, cache = model.call("forward", params, state.token[:, None], positions, state.length, state.cache)
     taken = _running(state, live)
+    filled = jnp.max(jnp.where(taken, state.length, 0)) + 1  # a row that waits makes the others read no more
+    hidden, cache = model.call(
+        "forward", params, state.token[:, None], positions, state.length, state.cache, None, filled
+    )
     state = state._replace(cache=cache, length=state.length + taken)
     state, packed = draw_next(model, params, state, hidden[:, 0], sampling, top, live)
     return state, packed if live is None else jnp.where(taken[:, None], packed, NOT_TAKEN)

@@ -65,6 +65,19 @@ def test_a_row_without_a_quota_stays_as_it_is(tiny):
     assert alone != tokens[0]
 
 
+def test_a_long_row_that_waits_makes_the_others_read_no_more(tiny):
+    model, params, _ = tiny()
+    r, state, _ = started(tiny, 2, max_new_tokens=900)
+    length = 800  # of the row that waits; what it would read beyond the other's blocks is not finite
+    spoiled = tuple(keys.at[1, ..., 600].set(np.nan) for keys in state.cache.keys)
+    state = state._replace(cache=state.cache._replace(keys=spoiled), length=state.length.at[1].set(length))
+    state, _ = decode_steps(model, params, state, r.sampling, np.array([3, 0]), top=0)
+    written = [np.asarray(keys[1, ..., length]) for keys in state.cache.keys]
+    assert all(np.isfinite(keys).all() and keys.any() for keys in written)
+    state, _ = decode_steps(model, params, state, r.sampling, np.array([1, 1]), top=0)
+    assert not np.isfinite(np.asarray(state.cache.keys[-1][1, ..., length])).any()
+
+
 def test_steps_in_one_program_are_those_of_one_by_one(tiny):
     model, params, _ = tiny()
     r, state, _ = started(tiny, 2)
