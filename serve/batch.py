@@ -45,7 +45,11 @@ class Output(NamedTuple):
 
 
 class Batch:
-    """Rows in one of a few sizes. Of one thread: the one that owns the device."""
+    """Rows in one of a few sizes. Of one thread: the one that owns the device.
+
+    Streams that wait for their readers stand beside the rows, each with its own, where the others then fit
+    a smaller size.
+    """
 
     def __init__(self, device: Device) -> None:
         self._device = device
@@ -59,17 +63,20 @@ class Batch:
         """Forget all rows; what the device had of them is gone."""
         self._rows = self._resized(self._empty, [], self._sizes[0])
         self._jobs: list[Job | None] = [None] * self._sizes[0]
+        self._beside: dict[Job, Rows] = {}
+        self._idle: list[Job] = []  # had a row in the last step and did not take it
         self._too_large = 0
 
     def release(self) -> None:
         """Let go of the device's memory; nothing else may follow."""
         self._jobs = []
+        self._beside = {}
         del self._rows, self._empty
 
     @property
     def jobs(self) -> list[Job]:
-        """The streams that have a row."""
-        return [job for job in self._jobs if job is not None]
+        """The streams that have a row, in the step or beside it."""
+        return [*(job for job in self._jobs if job is not None), *self._beside]
 
     @property
     def full(self) -> bool:
@@ -83,31 +90,43 @@ class Batch:
 
     def add(self, job: Job, row: Rows) -> int:
         """Give a job a row, filled as `row` is, or fill the one that it has; returns which."""
+        self._beside.pop(job, None)
         if job not in self._jobs and None not in self._jobs:
-            self._resize(self._sizes[self._sizes.index(self.rows) + 1])
+            if self._idle:
+                self._set_aside(self._idle[0])
+            else:
+                self._resize(self._sizes[self._sizes.index(self.rows) + 1])
         index = self._jobs.index(job if job in self._jobs else None)
         self._rows = insert(self._rows, row, np.int32(index))
         self._jobs[index] = job
         return index
 
     def row_of(self, job: Job) -> Rows:
-        """A copy of a job's row."""
-        return self._resized(self._rows, [self._jobs.index(job)], 1)
+        """A row with nothing but a job's."""
+        return self._beside.get(job) or self._resized(self._rows, [self._jobs.index(job)], 1)
 
     def drop_ended(self) -> None:
         """Free the rows of streams that are over, and give up rows that were not needed for a while."""
-        for index, job in enumerate(self._jobs):
-            if job is not None and job.over:
-                self._rows = vacate(self._rows, np.int32(index))
-                self._jobs[index] = None
+        for job in self.jobs:
+            if job.over:
+                self._drop(job)
+        held = sum(job is not None for job in self._jobs)
         smaller = self._sizes[max(self._sizes.index(self.rows) - 1, 0)]
-        self._too_large = self._too_large + 1 if len(self.jobs) <= smaller < self.rows else 0
+        fits = held - len(self._idle) <= smaller < self.rows
+        self._too_large = self._too_large + 1 if fits else 0
         if self._too_large > _PATIENCE:
+            for job in self._idle[: max(held - smaller, 0)]:
+                self._set_aside(job)
             self._resize(smaller)
 
     def step(self, most: int) -> Output | None:
         """Dispatch the next tokens of all rows that may have any, at most so many; None where none may."""
+        for job in [job for job in self._beside if job.room]:
+            self.add(job, self._beside[job])
         quota = np.array([0 if job is None else min(job.room, most) for job in self._jobs], np.int32)
+        self._idle = [
+            job for job, steps in zip(self._jobs, quota, strict=True) if job is not None and not steps
+        ]
         if not quota.any():
             return None
         begun = time.perf_counter()
@@ -121,6 +140,19 @@ class Batch:
             job.stepped(int(quota[row]))
         self._too_large += steps - 1 if self._too_large else 0
         return Output(packed, owners, steps, begun)
+
+    def _set_aside(self, job: Job) -> None:
+        row = self.row_of(job)
+        self._drop(job)
+        self._beside[job] = row
+
+    def _drop(self, job: Job) -> None:
+        """Free what it has."""
+        if self._beside.pop(job, None) is None:
+            index = self._jobs.index(job)
+            self._rows = vacate(self._rows, np.int32(index))
+            self._jobs[index] = None
+            self._idle = [other for other in self._idle if other is not job]
 
     def _resize(self, size: int) -> None:
         taken = [row for row, job in enumerate(self._jobs) if job is not None]

@@ -149,6 +149,36 @@ def test_a_stream_without_credit_takes_no_step_and_goes_on_as_if_it_had(tiny, en
     assert_same(paused.wait(), expected(tiny(), words(20), config))
 
 
+def test_streams_without_credit_do_not_make_the_batch_larger(tiny, engine):
+    config = SamplingConfig(seed=2, max_new_tokens=200, temperature=1.2)
+    paused = [Reader(credit=5 + number) for number in range(4)]
+    with compilations() as compiled:
+        for number, reader in enumerate(paused):
+            engine.submit(words(20 + number), config, reader)
+        until(lambda: all(len(reader.pieces) == reader.credit for reader in paused))
+        going = [Reader() for _ in range(3)]
+        for reader in going:
+            engine.submit(words(30), config, reader)
+        until(lambda: all(reader.pieces for reader in going))
+        assert (engine.figures.rows, engine.figures.running) == (4, 7)
+        paused[0].closed = True
+        for reader in paused[1:]:
+            reader.credit = 30
+        engine.wake()
+        until(lambda: all(len(reader.pieces) == 30 for reader in paused[1:]))
+        assert engine.figures.rows == 32  # all six took their steps together
+        until(lambda: engine.figures.rows == 4)  # those who wait again went aside
+        assert not any(reader.over.is_set() for reader in going)
+        for reader in paused[1:]:
+            reader.credit = 200
+        engine.wake()
+        for reader in (*paused[1:], *going):
+            reader.wait()
+    assert compiled == []
+    for number in (1, 2, 3):
+        assert_same(paused[number], expected(tiny(), words(20 + number), config))
+
+
 def test_a_closed_stream_leaves_its_row_and_hears_no_more(engine):
     reader = Reader()
     engine.submit(words(20), SamplingConfig(seed=1, max_new_tokens=300), reader)
