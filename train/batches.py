@@ -56,7 +56,8 @@ class Source:
     long_every: int = 8  # batches of stories among the others
     crowded: float = 0.25
     small: float = 0.25
-    repeating: tuple[float, float] = (0.2, 0.75)  # of scenes with few things and of the crowded ones
+    close: float = 0.1
+    repeating: tuple[float, float] = (0.2, 0.7)  # of scenes with few things and of the crowded ones
     without_picture: float = 0.03
     grids: Mapping[tuple[int, int], int] = field(default_factory=lambda: GRIDS)
     large_grids: Mapping[tuple[int, int], int] = field(default_factory=lambda: LARGE_GRIDS)
@@ -123,7 +124,9 @@ class Maker:
         scenes, label = [], np.full((size, SLOTS), -1, np.int32)
         for i in range(size):
             most, repeating = (SLOTS, s.repeating[1]) if i < crowded else (FEW, s.repeating[0])
-            scenes.append(scene(rng, s.catalogue, grid, most, small=s.small, repeating=repeating))
+            scenes.append(
+                scene(rng, s.catalogue, grid, most, small=s.small, close=s.close, repeating=repeating)
+            )
             rows = [p.thing for p in scenes[-1].placed]
             label[i, : len(rows)] = self.numbers[rows]
             ids, prompts[i] = self._exchange(

@@ -139,8 +139,10 @@ def _layer(
         * jnp.where(strong, 0.04 + 0.28 * variation.shape, 0.04)
     )
     side = size * min(height, width) / _SIDE
-    down = _resample(y * height, side / jnp.maximum(stretch, 1.0), height)
-    across = _resample(x * width, side * jnp.minimum(stretch, 1.0), width)
+    crisp = jnp.maximum(jax.random.uniform(jax.random.fold_in(keys[3], 1), row.shape, minval=-1), 0)
+    crisp *= variation.art > 0
+    down = _resample(y * height, side / jnp.maximum(stretch, 1.0), crisp, height)
+    across = _resample(x * width, side * jnp.minimum(stretch, 1.0), crisp, width)
     layer = jnp.einsum("byi,bijc->byjc", down, drawn.astype(jnp.bfloat16))
     return jnp.einsum("bxj,byjc->byxc", across, layer).astype(jnp.float32)
 
@@ -157,14 +159,22 @@ def _shadow(
     return (dark * jnp.clip(1.3 - dx * dx - dy * dy, 0, 1))[..., None]
 
 
-def _resample(centre: Float[Array, " B"], scale: Float[Array, " B"], length: int) -> Array:
-    """Weights [B, length, 128] of a triangle filter as wide as a pixel of the coarser side."""
+def _resample(
+    centre: Float[Array, " B"], scale: Float[Array, " B"], crisp: Float[Array, " B"], length: int
+) -> Array:
+    """Weights [B, length, 128] of a triangle filter as wide as a pixel of the coarser side.
+
+    Art that is enlarged looks blurred, as no picture of a user is: `crisp`, from 0 to 1, makes its edges
+    narrower, down to a pixel of the picture.
+    """
     at = jnp.arange(length) + 0.5
     source = (at - centre[:, None]) / scale[:, None] + _SIDE / 2 - 0.5
     reach = jnp.maximum(1, 1 / scale)[:, None, None]
     beyond = 8  # pixels around the art count as nothing, and must count for the sum to be even
     weights = jnp.maximum(0, 1 - jnp.abs(source[..., None] - jnp.arange(-beyond, _SIDE + beyond)) / reach)
     weights /= jnp.maximum(weights.sum(-1, keepdims=True), 0.5)
+    steeper = (1 + crisp * jnp.maximum(scale - 1, 0))[:, None, None]
+    weights = jnp.clip((weights - 0.5) * steeper + 0.5, 0, 1)
     return weights[..., beyond:-beyond].astype(jnp.bfloat16)
 
 

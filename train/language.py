@@ -35,7 +35,7 @@ from train.questions import (
     where,
     yes_no,
 )
-from train.scenes import Scene
+from train.scenes import FEW, Scene
 from train.stories import story
 from train.things import Thing
 
@@ -143,7 +143,7 @@ def turn(rng: random.Random, scene: Scene, world: World, *, long: bool = False) 
     found = groups(scene, world.things)
     asks = [ask for _, ask in _SHARES]
     made = tell(rng, scene, found, world) if long else None
-    if not long and any(g.count > 1 for g in found) and rng.random() < 0.6:
+    if not long and rng.random() < _counted(found):
         made = count(rng, scene, found, world)
     # Where two things stand to each other is learned slowest: many scenes of two or three ask it.
     elif not long and len(found) in (2, 3) and rng.random() < 0.25:
@@ -151,6 +151,13 @@ def turn(rng: random.Random, scene: Scene, world: World, *, long: bool = False) 
     while made is None:
         made = rng.choices(asks, [share for share, _ in _SHARES])[0](rng, scene, found, world)
     return made._replace(prompt=_typed(rng, made.prompt))
+
+
+def _counted(found: list[Group]) -> float:
+    """How often it is asked how many: also where there is one of each, or "two" would be a safe guess."""
+    if any(g.count > 1 for g in found):
+        return 0.5
+    return 0.15 if len(found) <= FEW else 0.4
 
 
 def without_picture(rng: random.Random, things: Sequence[Thing]) -> Turn:

@@ -97,6 +97,7 @@ def scene(
     overlap: float = 0.3,
     inside: float = 0.05,
     small: float = 0.0,
+    close: float = 0.0,
     repeating: float | None = None,
 ) -> Scene:
     """A scene of `least` to `most` things; some repeat a thing, so that there is something to count.
@@ -106,6 +107,7 @@ def scene(
         overlap: the share of scenes in which a thing may stand well in front of another.
         inside: the share of scenes in which a thing stands inside the largest one.
         small: the share of things that are among the smallest.
+        close: the share of scenes in which a thing takes most of the picture.
         repeating: the share of scenes of several things in which one repeats; None: 15 %, or 60 % of those
             with more than `FEW` things.
     """
@@ -118,7 +120,7 @@ def scene(
         common if common in catalogue.styles[t] and not mixed else catalogue.style(rng, t) for t in things
     ]
     apart = rng.uniform(0.22, 0.46) if rng.random() < overlap else 0.46
-    boxes = _boxes(rng, len(things), grid, largest, apart, small)
+    boxes = _boxes(rng, len(things), grid, largest, apart, small, close)
     if len(things) > 1 and rng.random() < inside:
         boxes[1] = _within(rng, boxes[0], grid)
     background = rng.choice(("plain", "gradient")) if rng.random() < 0.35 else rng.choice(DRAWN)
@@ -147,7 +149,13 @@ def _things(rng: random.Random, catalogue: Catalogue, count: int, repeating: flo
 
 
 def _boxes(
-    rng: random.Random, count: int, grid: tuple[int, int], largest: float, apart: float, small: float
+    rng: random.Random,
+    count: int,
+    grid: tuple[int, int],
+    largest: float,
+    apart: float,
+    small: float,
+    close: float,
 ) -> list[tuple[float, float, float]]:
     """Centres and sizes, largest first, each shrunk until it stands `apart` (0.5: no overlap)."""
     height, width = grid[0] / min(grid), grid[1] / min(grid)
@@ -155,6 +163,8 @@ def _boxes(
     sizes = [rng.uniform(SMALLEST, SMALL if small and rng.random() < small else usual) for _ in range(count)]
     if rng.random() < 0.25:
         sizes[0] = rng.uniform(SMALLEST, largest)
+    if close and rng.random() < close:
+        sizes[0] = rng.uniform(0.7, 1.0) * largest
     boxes: list[tuple[float, float, float]] = []
     for size in sorted(sizes, reverse=True):
         for attempt in range(200):
