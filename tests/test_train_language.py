@@ -147,6 +147,16 @@ def test_scenes_keep_to_their_limits() -> None:
                 assert half - 1e-6 <= p.y * grid[0] <= grid[0] - half + 1e-6
 
 
+def test_it_is_asked_how_many_where_things_repeat_and_where_none_does() -> None:
+    rng = random.Random(0)
+    repeats: list[bool] = []
+    for _ in range(1000):
+        made = scene(rng, CATALOGUE, (8, 8), 6, least=4)
+        if turn(rng, made, WORLD).kind == "count":
+            repeats.append(any(group.count > 1 for group in groups(made, THINGS)))
+    assert 0.4 < sum(repeats) / len(repeats) < 0.85
+
+
 def test_training_ids_are_those_of_the_chat_template(tmp_path) -> None:
     from transformers import PreTrainedTokenizerFast
 

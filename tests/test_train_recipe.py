@@ -20,7 +20,7 @@ from models.images import preprocess
 from models.load import EMBEDDED
 from tests.training import synthetic_pack
 from train.batches import Maker, lay_out
-from train.compose import CELL, Layout, Variation, compose, patches, premultiplied
+from train.compose import CELL, Layout, Variation, _resample, compose, patches, premultiplied
 from train.export import export
 from train.recipe import ABLATIONS, SMOKE, Run, State, losses, make, token_weights, train
 from train.scenes import BACKGROUNDS, SMALL, Catalogue, Placed, Scene, scene
@@ -156,6 +156,34 @@ def test_some_things_are_small() -> None:
         return sum(size <= SMALL for size in drawn) / len(drawn)
 
     assert smallest(0.0) + 0.2 < smallest(0.4)
+
+
+def test_some_things_fill_the_picture() -> None:
+    catalogue = Catalogue(["cat", "dog", "hen", "pig"], [[0]] * 4, [1.0])
+
+    def filling(close: float) -> float:
+        rng = random.Random(0)
+        scenes = [scene(rng, catalogue, (8, 8), 3, least=3, close=close) for _ in range(300)]
+        return sum(max(p.size for p in s.placed) > 0.6 for s in scenes) / len(scenes)
+
+    assert filling(0.0) + 0.2 < filling(0.4)
+
+
+def test_enlarged_art_has_edges_from_soft_to_sharp() -> None:
+    centre, scale = jnp.full(3, 150.0), jnp.array([2.5, 2.5, 0.5])
+    soft = np.asarray(_resample(centre, scale, jnp.zeros(3), 300), np.float32)
+    sharp = np.asarray(_resample(centre, scale, jnp.ones(3), 300), np.float32)
+    step = (np.arange(128) >= 64).astype(np.float32)  # an edge of the art
+
+    def between(weights: np.ndarray) -> list[int]:
+        """Pixels that are on neither side of the edge."""
+        shown = weights @ step
+        return ((shown > 0.02) & (shown < 0.98)).sum(1).tolist()
+
+    assert between(soft)[0] >= 2
+    assert between(sharp)[1] <= 1
+    np.testing.assert_array_equal(sharp[2], soft[2])  # what is made smaller stays as it is
+    np.testing.assert_allclose(sharp[0, 100:200].sum(-1), 1, atol=0.01)
 
 
 def test_a_run_that_is_cut_leaves_what_it_has(run: Run, tmp_path: Path) -> None:
