@@ -50,7 +50,7 @@ def layer_case(c, batch, dtype, seed=0):
         jax.random.normal(key(2), (batch, c.num_key_value_heads, c.head_dim, SLOTS), dtype),
         jax.random.normal(key(3), (batch, c.num_key_value_heads, SLOTS, c.head_dim), dtype),
     )
-    shapes = jax.eval_shape(DecoderLayer(c, True).init, key(4), x, angles, filled, buffers, None)["params"]
+    shapes = jax.eval_shape(DecoderLayer(c, True).init, key(4), x, angles, filled, buffers, SLOTS)["params"]
     leaves, tree = jax.tree.flatten(shapes)
     made = [jax.random.normal(key(5 + i), leaf.shape, dtype) * 0.3 for i, leaf in enumerate(leaves)]
     return jax.tree.unflatten(tree, made), x, angles, filled, buffers
@@ -63,7 +63,7 @@ def layer_case(c, batch, dtype, seed=0):
 def test_a_layer_in_kernels_is_the_plain_layer(batch, sizes):
     c = config(**sizes)
     params, *given = layer_case(c, batch, jnp.float32)
-    wanted, (keys, values) = DecoderLayer(c, True).apply({"params": params}, *given, None)
+    wanted, (keys, values) = DecoderLayer(c, True).apply({"params": params}, *given, SLOTS)
     got, (new_keys, new_values) = decode_layer(c, params, *given)
     np.testing.assert_allclose(got, wanted, rtol=2e-5, atol=2e-5)
     np.testing.assert_allclose(new_keys, keys, atol=1e-6)
@@ -73,7 +73,7 @@ def test_a_layer_in_kernels_is_the_plain_layer(batch, sizes):
 def test_it_rounds_where_the_layer_rounds():
     c = config()
     params, *given = layer_case(c, 1, jnp.bfloat16)
-    wanted, _ = DecoderLayer(c, True).apply({"params": params}, *given, None)
+    wanted, _ = DecoderLayer(c, True).apply({"params": params}, *given, SLOTS)
     got, _ = decode_layer(c, params, *given)
     apart = np.abs(np.asarray(got - wanted, np.float32)).max()
     assert apart <= 2**-6 * np.abs(np.asarray(wanted, np.float32)).max()
@@ -117,7 +117,7 @@ def test_real_sizes_are_lowered_for_a_gpu(batch, monkeypatch):
     )
     buffers = (shape(batch, 8, 128, 2048), shape(batch, 8, 2048, 128))
     layer = DecoderLayer(c, True)
-    params = jax.eval_shape(layer.init, jax.random.key(0), x, angles, filled, buffers, None)["params"]
+    params = jax.eval_shape(layer.init, jax.random.key(0), x, angles, filled, buffers, 2048)["params"]
     params = jax.tree.map(lambda leaf: shape(*leaf.shape), params)
     monkeypatch.setattr(launch, "interpreted", lambda: False)
     traced = jax.jit(partial(decode_layer, c), donate_argnums=4).trace(params, x, angles, filled, buffers)
