@@ -47,8 +47,8 @@ class Output(NamedTuple):
 class Batch:
     """Rows in one of a few sizes. Of one thread: the one that owns the device.
 
-    Streams that wait for their readers stand beside the rows, each with its own, where the others then fit
-    a smaller size.
+    Streams that may not go on stand beside the rows, each with its own, where the others then fit a smaller
+    size.
     """
 
     def __init__(self, device: Device) -> None:
@@ -64,7 +64,6 @@ class Batch:
         self._rows = self._resized(self._empty, [], self._sizes[0])
         self._jobs: list[Job | None] = [None] * self._sizes[0]
         self._beside: dict[Job, Rows] = {}
-        self._idle: list[Job] = []  # had a row in the last step and did not take it
         self._too_large = 0
 
     def release(self) -> None:
@@ -90,19 +89,20 @@ class Batch:
 
     def add(self, job: Job, row: Rows) -> int:
         """Give a job a row, filled as `row` is, or fill the one that it has; returns which."""
-        self._beside.pop(job, None)
         if job not in self._jobs and None not in self._jobs:
-            if self._idle:
-                self._set_aside(self._idle[0])
+            idle = self._idle
+            if idle:
+                self._set_aside(idle[0])
             else:
                 self._resize(self._sizes[self._sizes.index(self.rows) + 1])
         index = self._jobs.index(job if job in self._jobs else None)
         self._rows = insert(self._rows, row, np.int32(index))
         self._jobs[index] = job
+        self._beside.pop(job, None)
         return index
 
     def row_of(self, job: Job) -> Rows:
-        """A row with nothing but a job's."""
+        """A row with nothing but a job's; of one beside, what is kept there, which its renewal may take."""
         return self._beside.get(job) or self._resized(self._rows, [self._jobs.index(job)], 1)
 
     def drop_ended(self) -> None:
@@ -112,10 +112,11 @@ class Batch:
                 self._drop(job)
         held = sum(job is not None for job in self._jobs)
         smaller = self._sizes[max(self._sizes.index(self.rows) - 1, 0)]
-        fits = held - len(self._idle) <= smaller < self.rows
+        idle = self._idle
+        fits = held - len(idle) <= smaller < self.rows
         self._too_large = self._too_large + 1 if fits else 0
         if self._too_large > _PATIENCE:
-            for job in self._idle[: max(held - smaller, 0)]:
+            for job in idle[: max(held - smaller, 0)]:
                 self._set_aside(job)
             self._resize(smaller)
 
@@ -124,9 +125,6 @@ class Batch:
         for job in [job for job in self._beside if job.room]:
             self.add(job, self._beside[job])
         quota = np.array([0 if job is None else min(job.room, most) for job in self._jobs], np.int32)
-        self._idle = [
-            job for job, steps in zip(self._jobs, quota, strict=True) if job is not None and not steps
-        ]
         if not quota.any():
             return None
         begun = time.perf_counter()
@@ -141,6 +139,11 @@ class Batch:
         self._too_large += steps - 1 if self._too_large else 0
         return Output(packed, owners, steps, begun)
 
+    @property
+    def _idle(self) -> list[Job]:
+        """Those with a row in the batch that may not go on."""
+        return [job for job in self._jobs if job is not None and not job.room]
+
     def _set_aside(self, job: Job) -> None:
         row = self.row_of(job)
         self._drop(job)
@@ -152,7 +155,6 @@ class Batch:
             index = self._jobs.index(job)
             self._rows = vacate(self._rows, np.int32(index))
             self._jobs[index] = None
-            self._idle = [other for other in self._idle if other is not job]
 
     def _resize(self, size: int) -> None:
         taken = [row for row, job in enumerate(self._jobs) if job is not None]

@@ -280,7 +280,11 @@ class Engine:
         job.dispatched(1)
         if job.endless is not None:
             job.endless.end_renewal()
-        self._batch.add(job, row)
+        try:
+            self._batch.add(job, row)
+        except RuntimeError:
+            job.fail("step_failed")  # it is in no list
+            raise
         self._send(Output(packed, [(0, job)]))
 
     def _next_prefill(self) -> Prefill | None:

@@ -19,7 +19,7 @@ class EngineConfig:
 
     Attributes:
         rows: sizes of the batch, ascending; the last is how many streams run at once. A batch takes the
-            smallest that holds its streams.
+            smallest that holds the streams that may go on.
         context: prompt and answer of one stream together, in tokens; at most the model's own context.
         chunks: sizes of the pieces in which prompts are fed, ascending, in tokens. Between
             two steps of running streams comes what the largest computes, and no more.

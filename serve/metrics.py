@@ -117,7 +117,7 @@ class _Now(Collector):
         for name, text, value in (
             ("saccade_streams_active", "Streams that have not ended.", reading.active),
             ("saccade_queue_depth", "Streams that wait for a row.", reading.waiting),
-            ("saccade_rows_running", "Rows that have a stream.", reading.running),
+            ("saccade_rows_running", "Streams that have a row, in the step or beside it.", reading.running),
             ("saccade_rows", "Rows that a step computes.", reading.rows),
             ("saccade_stream_limit", "Streams that may run at once.", reading.limit),
             ("saccade_unacked_chunks", "Chunks on their way to readers.", reading.unacked),

@@ -42,5 +42,5 @@ def resized(rows: Rows, sources: Int[Array | np.ndarray, "N"]) -> Rows:
 
 @partial(jax.jit, donate_argnames="rows")
 def vacate(rows: Rows, index: Int[Array | np.ndarray, ""]) -> Rows:
-    """`rows` with nothing filled at `index`, so that attention need not reach as far as it did."""
+    """`rows` with nothing filled at `index`, so that a kernel need not read as far as it did."""
     return rows._replace(state=rows.state._replace(length=rows.state.length.at[index].set(0)))

@@ -149,7 +149,18 @@ def test_a_stream_without_credit_takes_no_step_and_goes_on_as_if_it_had(tiny, en
     assert_same(paused.wait(), expected(tiny(), words(20), config))
 
 
-def test_streams_without_credit_do_not_make_the_batch_larger(tiny, engine):
+def with_few_rows(engine) -> None:
+    """Take steps until it has given up the rows that it does not need."""
+    for _ in range(3):
+        reader = Reader()
+        engine.submit(words(9), SamplingConfig(seed=1, max_new_tokens=90), reader)
+        reader.wait()
+    assert engine.figures.rows == 4
+
+
+def test_streams_without_credit_do_not_make_the_batch_larger(tiny, engine, monkeypatch):
+    monkeypatch.setattr(engine, "_pace", Steady(1))
+    with_few_rows(engine)
     config = SamplingConfig(seed=2, max_new_tokens=200, temperature=1.2)
     paused = [Reader(credit=5 + number) for number in range(4)]
     with compilations() as compiled:
@@ -165,8 +176,8 @@ def test_streams_without_credit_do_not_make_the_batch_larger(tiny, engine):
         for reader in paused[1:]:
             reader.credit = 30
         engine.wake()
+        until(lambda: engine.figures.rows == 32)
         until(lambda: all(len(reader.pieces) == 30 for reader in paused[1:]))
-        assert engine.figures.rows == 32  # all six took their steps together
         until(lambda: engine.figures.rows == 4)  # those who wait again went aside
         assert not any(reader.over.is_set() for reader in going)
         for reader in paused[1:]:
@@ -177,6 +188,29 @@ def test_streams_without_credit_do_not_make_the_batch_larger(tiny, engine):
     assert compiled == []
     for number in (1, 2, 3):
         assert_same(paused[number], expected(tiny(), words(20 + number), config))
+
+
+def test_a_row_that_cannot_come_back_ends_its_stream_too(tiny, engine, monkeypatch):
+    with_few_rows(engine)
+    config = SamplingConfig(seed=2, max_new_tokens=30)
+    aside, held = Reader(credit=5), [Reader() for _ in range(4)]
+    engine.submit(words(20), config, aside)
+    until(lambda: len(aside.pieces) == 5)
+    for reader in held:
+        reader.credit = 5
+        engine.submit(words(21), config, reader)
+    until(lambda: all(len(reader.pieces) == 5 for reader in held))
+    assert engine.figures.rows == 4
+    broken = Broken(batch_module.insert, RuntimeError("no memory"), times=1)
+    monkeypatch.setattr(batch_module, "insert", broken)
+    for reader in (aside, *held):
+        reader.credit = 30
+    engine.wake()
+    for reader in (aside, *held):
+        assert reader.wait().ends == ["step_failed"]
+    last = Reader()
+    engine.submit(words(20), config, last)
+    assert_same(last.wait(), expected(tiny(), words(20), config))
 
 
 def test_a_closed_stream_leaves_its_row_and_hears_no_more(engine):
