@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from train import art
+from train.art import SIZE
 from train.art_sets import ICON_STYLES, TEST_STYLES, TRAINING_STYLES
 from train.things import Thing
 
@@ -53,13 +54,13 @@ def test_pack_round_trip(tmp_path: Path) -> None:
     art.save_pack(tmp_path, things, {"red": [disc((220, 30, 40)), None], "blue": [disc((0, 0, 250))] * 2})
     pack = art.load_pack(tmp_path)
     assert pack.things == tuple(things)
-    assert set(pack.styles) == {"red", "blue"}
-    assert pack.styles["red"].shape == (2, 128, 128, 4)
-    assert pack.styles["red"].dtype == np.uint8
-    assert pack.available["red"].tolist() == [True, False]
-    assert pack.available["blue"].tolist() == [True, True]
-    assert not pack.styles["red"][1].any()
-    picture = pack.styles["red"][0]
+    assert pack.art.shape == (3, 128, 128, 4)
+    assert pack.art.dtype == np.uint8
+    blue, red = pack.rows["blue"].tolist(), pack.rows["red"].tolist()
+    assert sorted([*blue, red[0]]) == [0, 1, 2]
+    assert red[1] == -1
+    assert pack.art[blue[1], 64, 64, 2] > 240
+    picture = pack.art[red[0]]
     np.testing.assert_array_equal(picture[..., 3], np.asarray(disc((0, 0, 0)))[..., 3])  # alpha is lossless
     assert np.abs(picture[64, 64, :3].astype(int) - (220, 30, 40)).max() <= 8
     assert not picture[picture[..., 3] == 0].any()
@@ -67,13 +68,13 @@ def test_pack_round_trip(tmp_path: Path) -> None:
 
 def test_the_edge_keeps_its_colour(tmp_path: Path) -> None:
     art.save_pack(tmp_path, [make_thing("disc")], {"white": [disc((255, 255, 255))]})
-    picture = art.load_pack(tmp_path).styles["white"][0]
+    picture = art.load_pack(tmp_path).art[0]
     assert picture[picture[..., 3] > 0][:, :3].min() >= 240  # no dark rim from the transparent ground
 
 
 def test_load_pack_can_leave_styles_out(tmp_path: Path) -> None:
     art.save_pack(tmp_path, [make_thing("disc")], {"red": [disc((255, 0, 0))], "openmoji": [disc((0, 0, 0))]})
-    assert set(art.load_pack(tmp_path, ["red"]).styles) == {"red"}
+    assert set(art.load_pack(tmp_path, ["red"]).rows) == {"red"}
 
 
 def test_load_pack_names_what_is_missing(tmp_path: Path) -> None:
@@ -131,7 +132,7 @@ def test_every_thing_has_art_in_the_large_styles() -> None:
     for style in [*TRAINING_STYLES, *TEST_STYLES]:
         picture = art.draw(style, "🐼")
         assert picture is not None
-        assert picture.size == (128, 128)
+        assert picture.size == (SIZE, SIZE)
         assert picture.mode == "RGBA"
     for style in ICON_STYLES:
         assert sum(art.icon_name(style, thing.emoji) is not None for thing in things) > 150, style

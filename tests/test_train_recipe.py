@@ -42,7 +42,7 @@ def run() -> Run:
 @pytest.mark.slow
 def test_things_are_where_the_layout_says() -> None:
     pack = synthetic_pack()
-    art = jnp.asarray(premultiplied(pack.styles["noto"]))
+    art = premultiplied(jnp.asarray(pack.art))
     white = ((1.0, 1.0, 1.0), (1.0, 1.0, 1.0))
     placed = (Placed(0, 0, 0.25, 0.25, 0.5), Placed(1, 0, 0.75, 0.75, 0.3))
     made = Scene(placed, "plain", ("white", "red"), white, (4, 4))
@@ -55,7 +55,7 @@ def test_things_are_where_the_layout_says() -> None:
     assert share[:2, 2:].sum() < 0.05
     assert share[2:, :2].sum() < 0.05
     seen = np.asarray(picture)[0]
-    color = pack.styles["noto"][0, 64, 64, :3] / 255
+    color = pack.art[0, 64, 64, :3] / 255
     np.testing.assert_allclose(seen[32, 32], color, atol=0.15)  # the palette still moves a little
     np.testing.assert_allclose(seen[32, 96], 1, atol=0.01)
 
@@ -123,7 +123,7 @@ def test_a_part_can_be_left_out(run: Run) -> None:
         settings = replace(run.settings, **change)
         assert (settings == run.settings) == (name == "nothing")
     alone = Run(replace(run.settings, **ABLATIONS["icons"]), synthetic_pack())
-    assert len(alone.art) < len(run.art)
+    assert len(alone.source.art_rows) < len(run.source.art_rows)
 
 
 def test_telling_words_weigh_more() -> None:
@@ -171,8 +171,8 @@ def test_some_things_fill_the_picture() -> None:
 
 def test_enlarged_art_has_edges_from_soft_to_sharp() -> None:
     centre, scale = jnp.full(3, 150.0), jnp.array([2.5, 2.5, 0.5])
-    soft = np.asarray(_resample(centre, scale, jnp.zeros(3), 300), np.float32)
-    sharp = np.asarray(_resample(centre, scale, jnp.ones(3), 300), np.float32)
+    soft = np.asarray(_resample(centre, scale, jnp.zeros(3), 300, 128), np.float32)
+    sharp = np.asarray(_resample(centre, scale, jnp.ones(3), 300, 128), np.float32)
     step = (np.arange(128) >= 64).astype(np.float32)  # an edge of the art
 
     def between(weights: np.ndarray) -> list[int]:

@@ -22,8 +22,4 @@ def synthetic_pack(count: int = 8) -> Pack:
     art[:, 16:-16, 16:-16, 3] = 255
     kept = {t.name: t for t in named_things()}
     styles = ("noto", "game-icons", "openmoji")
-    return Pack(
-        tuple(kept.values())[::70][:count],
-        dict.fromkeys(styles, art),
-        dict.fromkeys(styles, np.ones(count, bool)),
-    )
+    return Pack(tuple(kept.values())[::70][:count], art, dict.fromkeys(styles, np.arange(count)))

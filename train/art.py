@@ -3,7 +3,7 @@
     uv run --extra train python -m train.art
 
 makes the pack in `train/art_cache/pack`: `things.json` and, for each style, `{style}.npz` with WebP pictures
-of 128x128 pixels. `load_pack` reads it back and needs numpy and Pillow only.
+of 256x256 pixels. `load_pack` reads it back and needs numpy and Pillow only.
 
 `train/art_sets.py` lists the sets and their licences.
 """
@@ -38,22 +38,22 @@ from train.things import Naming, Thing, normalise, pluralise, read_namings
 
 CACHE = Path(__file__).parent / "art_cache"
 PACK = CACHE / "pack"
-SIZE = 128  # pixels a side
+SIZE = 256  # pixels a side
 _EMOJI_DATA = "emojibase-data@17.0.0"  # MIT; labels, code points and groups
-_QUALITY = 90
+_QUALITY = 80
 
 
 @dataclass(frozen=True)
 class Pack:
     """The things and their art.
 
-    `styles[style][i]` is the picture of `things[i]`: 128x128 RGBA, straight alpha, colour 0 where alpha is 0.
-    It is blank where `available[style][i]` is False.
+    `art[rows[style][i]]` is the picture of `things[i]` in a style: RGBA, SIZE pixels a side, straight alpha,
+    colour 0 where alpha is 0. Where the style has none, the row is -1.
     """
 
     things: tuple[Thing, ...]
-    styles: dict[str, np.ndarray]  # uint8 [n_things, 128, 128, 4]
-    available: dict[str, np.ndarray]  # bool [n_things]
+    art: np.ndarray  # uint8 [n_pictures, SIZE, SIZE, 4]
+    rows: dict[str, np.ndarray]  # int [n_things]
 
 
 def code_points(emoji: str) -> str:
@@ -245,7 +245,7 @@ def decode(data: bytes) -> np.ndarray:
     """uint8 [height, width, 4], straight alpha, colour 0 where alpha is 0."""
     with Image.open(io.BytesIO(data)) as picture:
         array = np.array(picture.convert("RGBA"))
-    array[array[..., 3] == 0] = 0  # else resizing would mix in whatever the encoder left there
+    array[..., :3] *= array[..., 3:] > 0  # else resizing would mix in whatever the encoder left there
     return array
 
 
@@ -275,20 +275,27 @@ def load_pack(folder: Path | str = PACK, styles: Iterable[str] | None = None) ->
     records = json.loads((folder / "things.json").read_text(encoding="utf-8"))
     things = tuple(Thing(**{**record, "synonyms": tuple(record["synonyms"])}) for record in records)
     names = [path.stem for path in sorted(folder.glob("*.npz"))] if styles is None else list(styles)
-    art = {name: _load_style(folder / f"{name}.npz") for name in names}
-    return Pack(things, {k: v[0] for k, v in art.items()}, {k: v[1] for k, v in art.items()})
+    coded, rows = [], {}
+    for name in names:
+        pictures = _coded(folder / f"{name}.npz")
+        there = np.array([len(picture) > 0 for picture in pictures])
+        rows[name] = np.where(there, len(coded) + np.cumsum(there) - 1, -1)
+        coded += [picture for picture in pictures if picture]
+    art = np.empty((len(coded), *decode(coded[0]).shape), np.uint8)
+
+    def put(i: int) -> None:
+        art[i] = decode(coded[i])
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(put, range(len(coded))))
+    return Pack(things, art, rows)
 
 
-def _load_style(path: Path) -> tuple[np.ndarray, np.ndarray]:
+def _coded(path: Path) -> list[bytes]:
+    """A style's pictures as they are stored; empty where it has none."""
     with np.load(path) as archive:
         data, ends = archive["data"].tobytes(), archive["ends"].tolist()
-    coded = [data[start:end] for start, end in zip([0, *ends], ends, strict=False)]
-    with ThreadPoolExecutor() as pool:
-        decoded = list(pool.map(lambda item: decode(item) if item else None, coded))
-    side = next(picture.shape[0] for picture in decoded if picture is not None)
-    blank = np.zeros((side, side, 4), np.uint8)
-    available = np.array([picture is not None for picture in decoded])
-    return np.stack([blank if picture is None else picture for picture in decoded]), available
+    return [data[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
 
 def make_pack(folder: Path = PACK) -> None:

@@ -15,7 +15,6 @@ from train.scenes import FEW, SLOTS
 
 CELL = 32  # pixels a side of what becomes one picture token
 PATCH, MERGE, FRAMES = 16, 2, 2
-_SIDE = 128  # pixels a side of the art
 _LUMA = (0.299, 0.587, 0.114)
 
 
@@ -40,14 +39,16 @@ class Variation(NamedTuple):
     picture: float = 1.0  # pictures with blur, noise, JPEG damage and stray shapes
 
 
-def premultiplied(art: UInt8[np.ndarray, "N 128 128 4"]) -> UInt8[np.ndarray, "N 128 128 4"]:
+@jax.jit
+def premultiplied(art: UInt8[Array, "N S S 4"]) -> UInt8[Array, "N S S 4"]:
     """Colour times alpha, so that art can be interpolated."""
-    alpha = art[..., 3:].astype(np.uint16)
-    return np.concatenate([(art[..., :3] * alpha + 127) // 255, alpha], -1).astype(np.uint8)
+    alpha = art[..., 3:].astype(jnp.uint16)
+    color = (art[..., :3] * alpha + 127) // 255
+    return jnp.concatenate([color.astype(jnp.uint8), art[..., 3:]], -1)
 
 
 def compose(
-    art: UInt8[Array, "N 128 128 4"],
+    art: UInt8[Array, "N S S 4"],
     layout: Layout,
     key: PRNGKeyArray,
     grid: tuple[int, int],
@@ -120,7 +121,7 @@ def patches(picture: Float[Array, "B H W 3"]) -> Float[Array, "B P patch_dim"]:
 
 def _layer(
     key: PRNGKeyArray,
-    art: UInt8[Array, "N 128 128 4"],
+    art: UInt8[Array, "N S S 4"],
     row: Int[Array, " B"],
     x: Float[Array, " B"],
     y: Float[Array, " B"],
@@ -132,17 +133,18 @@ def _layer(
     """One thing of each row, premultiplied, where the layout wants it."""
     keys = jax.random.split(key, 4)
     strong = jax.random.uniform(keys[0], row.shape) < variation.art
-    turned = _warp(keys[1], art, jnp.maximum(row, 0), strong, variation.shape)
+    fine = min(art.shape[1], 3 * min(height, width) // 4)  # few things are larger
+    turned = _warp(keys[1], art, jnp.maximum(row, 0), strong, variation.shape, fine)
     drawn = _redraw(keys[2], turned, strong, variation) * (row >= 0)[:, None, None, None]
     stretch = jnp.exp(
         jax.random.uniform(keys[3], row.shape, minval=-1, maxval=1)
         * jnp.where(strong, 0.04 + 0.28 * variation.shape, 0.04)
     )
-    side = size * min(height, width) / _SIDE
+    side = size * min(height, width) / fine
     crisp = jnp.maximum(jax.random.uniform(jax.random.fold_in(keys[3], 1), row.shape, minval=-1), 0)
     crisp *= variation.art > 0
-    down = _resample(y * height, side / jnp.maximum(stretch, 1.0), crisp, height)
-    across = _resample(x * width, side * jnp.minimum(stretch, 1.0), crisp, width)
+    down = _resample(y * height, side / jnp.maximum(stretch, 1.0), crisp, height, fine)
+    across = _resample(x * width, side * jnp.minimum(stretch, 1.0), crisp, width, fine)
     layer = jnp.einsum("byi,bijc->byjc", down, drawn.astype(jnp.bfloat16))
     return jnp.einsum("bxj,byjc->byxc", across, layer).astype(jnp.float32)
 
@@ -160,18 +162,18 @@ def _shadow(
 
 
 def _resample(
-    centre: Float[Array, " B"], scale: Float[Array, " B"], crisp: Float[Array, " B"], length: int
+    centre: Float[Array, " B"], scale: Float[Array, " B"], crisp: Float[Array, " B"], length: int, side: int
 ) -> Array:
-    """Weights [B, length, 128] of a triangle filter as wide as a pixel of the coarser side.
+    """Weights [B, length, side] of a triangle filter as wide as a pixel of the coarser side.
 
     Art that is enlarged looks blurred, as no picture of a user is: `crisp`, from 0 to 1, makes its edges
     narrower, down to a pixel of the picture.
     """
     at = jnp.arange(length) + 0.5
-    source = (at - centre[:, None]) / scale[:, None] + _SIDE / 2 - 0.5
+    source = (at - centre[:, None]) / scale[:, None] + side / 2 - 0.5
     reach = jnp.maximum(1, 1 / scale)[:, None, None]
     beyond = 8  # pixels around the art count as nothing, and must count for the sum to be even
-    weights = jnp.maximum(0, 1 - jnp.abs(source[..., None] - jnp.arange(-beyond, _SIDE + beyond)) / reach)
+    weights = jnp.maximum(0, 1 - jnp.abs(source[..., None] - jnp.arange(-beyond, side + beyond)) / reach)
     weights /= jnp.maximum(weights.sum(-1, keepdims=True), 0.5)
     steeper = (1 + crisp * jnp.maximum(scale - 1, 0))[:, None, None]
     weights = jnp.clip((weights - 0.5) * steeper + 0.5, 0, 1)
@@ -179,9 +181,9 @@ def _resample(
 
 
 def _warp(
-    key: PRNGKeyArray, art: Array, row: Int[Array, " B"], strong: Array, shape: float
-) -> Float[Array, "B 128 128 4"]:
-    """Flip, rotate, shear, taper and bend, inside the art's own square."""
+    key: PRNGKeyArray, art: Array, row: Int[Array, " B"], strong: Array, shape: float, side: int
+) -> Float[Array, "B s s 4"]:
+    """Flip, rotate, shear, taper and bend, inside the art's own square; `side` pixels a side."""
     u = jax.random.uniform(key, (16, row.shape[0]), minval=-1, maxval=1)
     angle = jnp.where(strong, 0.15 + 0.35 * shape, 0.15) * u[0] ** 3 * 1.5
     shear = jnp.where(strong, 0.25 * shape, 0.0) * u[1]
@@ -189,7 +191,7 @@ def _warp(
     flip = jnp.where(u[2] > 0.3, -1.0, 1.0)
     bend = jnp.where(strong, 0.06 * shape, 0.0) * jnp.abs(u[3])
     zoom = 1 + 0.5 * (jnp.abs(jnp.cos(angle)) + jnp.abs(jnp.sin(angle)) - 1) + 0.5 * jnp.abs(shear) + bend
-    line = jnp.linspace(-1, 1, _SIDE)
+    line = jnp.linspace(-1, 1, side)
     gy, gx = (g * zoom[:, None, None] for g in (line[None, :, None], line[None, None, :]))
     cos, sin, lean, narrow = (v[:, None, None] for v in (jnp.cos(angle), jnp.sin(angle), shear, taper))
     sx, sy = cos * gx + sin * gy, cos * gy - sin * gx
@@ -201,22 +203,22 @@ def _warp(
         )
         return bend[:, None, None] * jnp.sin(phase)
 
-    px, py = (((s + w + 1) / 2) * (_SIDE - 1) for s, w in ((sx, wave(4)), (sy, wave(7))))
+    px, py = (((s + w + 1) / 2) * (art.shape[1] - 1) for s, w in ((sx, wave(4)), (sy, wave(7))))
     return _bilinear(art, row, px, py)
 
 
-def _bilinear(art: Array, row: Int[Array, " B"], px: Array, py: Array) -> Float[Array, "B 128 128 4"]:
+def _bilinear(art: Array, row: Int[Array, " B"], px: Array, py: Array) -> Float[Array, "B s s 4"]:
     """The art at points in pixels; nothing outside it. A pixel is fetched as one 32-bit word."""
+    side = art.shape[1]
     words = jax.lax.bitcast_convert_type(art, jnp.uint32).reshape(-1)
     x0, y0 = jnp.floor(px), jnp.floor(py)
     total = jnp.zeros((*px.shape, 4))
     for dy in (0, 1):
         for dx in (0, 1):
             x, y = (x0 + dx).astype(jnp.int32), (y0 + dy).astype(jnp.int32)
-            inside = (x >= 0) & (x < _SIDE) & (y >= 0) & (y < _SIDE)
-            index = (row[:, None, None] * _SIDE + jnp.clip(y, 0, _SIDE - 1)) * _SIDE + jnp.clip(
-                x, 0, _SIDE - 1
-            )
+            inside = (x >= 0) & (x < side) & (y >= 0) & (y < side)
+            line = row[:, None, None] * side + jnp.clip(y, 0, side - 1)
+            index = line * side + jnp.clip(x, 0, side - 1)
             tap = jax.lax.bitcast_convert_type(words[index], jnp.uint8).astype(jnp.float32)
             weight = inside * (1 - jnp.abs(px - x)) * (1 - jnp.abs(py - y))
             total += tap * weight[..., None]
@@ -224,8 +226,8 @@ def _bilinear(art: Array, row: Int[Array, " B"], px: Array, py: Array) -> Float[
 
 
 def _redraw(
-    key: PRNGKeyArray, art: Float[Array, "B 128 128 4"], strong: Array, variation: Variation
-) -> Float[Array, "B 128 128 4"]:
+    key: PRNGKeyArray, art: Float[Array, "B s s 4"], strong: Array, variation: Variation
+) -> Float[Array, "B s s 4"]:
     """Another hand's drawing of the same thing: palette, flatness, outlines, missing parts."""
     u = jax.random.uniform(key, (36, art.shape[0]), minval=-1, maxval=1)
 
@@ -251,10 +253,10 @@ def _redraw(
     ink = 0.12 + 0.12 * u[17:20].T[:, None, None, :]
     color = color * (1 - lines) + ink * lines
     alpha = jnp.maximum(alpha, lines * _pool(_pool(alpha)))
-    return jnp.concatenate([color * alpha, alpha], -1) * _cut_out(one, chance)
+    return jnp.concatenate([color * alpha, alpha], -1) * _cut_out(art.shape[1], one, chance)
 
 
-def _two_inks(color: Float[Array, "B 128 128 3"], u: Float[Array, "7 B"]) -> Float[Array, "B 128 128 3"]:
+def _two_inks(color: Float[Array, "B s s 3"], u: Float[Array, "7 B"]) -> Float[Array, "B s s 3"]:
     """Dark parts in one colour and light ones in another; now and then both alike: a silhouette."""
     dark, light = (0.5 + 0.5 * u[i : i + 3].T[:, None, None, :] for i in (0, 3))
     light = jnp.where(u[6, :, None, None, None] < -0.7, dark, light)
@@ -278,19 +280,22 @@ def _palette(color: Array, one, chance, strong: Array) -> Array:
 
 
 def _pool(x: Array) -> Array:
-    """The largest value around each pixel, 3 x 3."""
-    return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 1, 1, 1), "SAME")
+    """The largest value around each pixel, as far as a pixel of art of 128 pixels a side reaches."""
+    window = 2 * max(1, round(x.shape[1] / 128)) + 1
+    for shape in ((1, window, 1, 1), (1, 1, window, 1)):
+        x = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, shape, (1, 1, 1, 1), "SAME")
+    return x
 
 
-def _contours(x: Float[Array, "B 128 128 4"]) -> Float[Array, "B 128 128 1"]:
+def _contours(x: Float[Array, "B s s 4"]) -> Float[Array, "B s s 1"]:
     """Where colour or alpha change at once."""
     step = (_pool(x) + _pool(-x)).max(-1, keepdims=True)
     return jnp.clip((step - 0.3) / 0.3, 0, 1)
 
 
-def _cut_out(one, chance) -> Array:
+def _cut_out(side: int, one, chance) -> Array:
     """1, but 0 in a window of some things, and below a wavy line in others, as if behind a hill."""
-    line = jnp.linspace(-1, 1, _SIDE)
+    line = jnp.linspace(-1, 1, side)
     rows, columns = line[:, None, None], line[None, :, None]
     window = (jnp.abs(rows - one(20)) < 0.3) & (jnp.abs(columns - one(21)) < 0.3) & chance(22, 0.12)
     sunk = (rows > 0.5 + 0.35 * one(20) + 0.25 * jnp.sin(3 * columns * one(21) + 3 * one(4))) & chance(

@@ -38,18 +38,17 @@ class Painter:
 
     def __init__(self, pack: Pack) -> None:
         self.pack, self.world = pack, World.of(pack.things)
-        self.styles = list(pack.styles)
-        self.art = jnp.asarray(premultiplied(np.concatenate([pack.styles[s] for s in self.styles])))
-        self.art_rows = np.arange(len(self.art)).reshape(len(self.styles), -1)
+        self.styles = list(pack.rows)
+        self.art = premultiplied(jnp.asarray(pack.art))
+        self.art_rows = np.stack(list(pack.rows.values()))
         self._paint = jax.jit(compose, static_argnums=(3, 4, 5))
 
     def catalogue(self, styles: Iterable[str]) -> Catalogue:
         """Only the things and styles that have art."""
         kept = [i for i, s in enumerate(self.styles) if s in set(styles)]
-        rows = range(len(self.pack.things))
         return Catalogue(
             [t.name for t in self.pack.things],
-            [[k for k in kept if self.pack.available[self.styles[k]][i]] for i in rows],
+            [[k for k in kept if column[k] >= 0] for column in self.art_rows.T],
             [1.0] * len(self.styles),
         )
 

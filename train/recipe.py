@@ -259,16 +259,13 @@ class Run:
         weights = dict.fromkeys(TRAINING_STYLES, 1.0)
         if settings.icon_weight:
             weights |= dict.fromkeys(ICON_STYLES, settings.icon_weight)
-        styles = [style for style in weights if style in pack.styles]
-        available = np.stack([pack.available[style] for style in styles])
-        rows = np.where(available, np.cumsum(available).reshape(available.shape) - 1, -1)
-        self.art = jnp.asarray(
-            premultiplied(np.concatenate([pack.styles[s][a] for s, a in zip(styles, available, strict=True)]))
-        )
+        styles = [style for style in weights if style in pack.rows]
+        rows = np.stack([pack.rows[style] for style in styles])
+        self.art = premultiplied(jnp.asarray(pack.art))
         world = World.of(pack.things)
         catalogue = Catalogue(
             [t.name for t in pack.things],
-            [np.flatnonzero(column).tolist() for column in available.T],
+            [np.flatnonzero(column >= 0).tolist() for column in rows.T],
             [weights[style] for style in styles],
         )
         self.tokenizer = (
