@@ -33,6 +33,10 @@ def disc(colour: tuple[int, int, int]) -> Image.Image:
     return Image.fromarray(picture)
 
 
+def coded(colour: tuple[int, int, int]) -> bytes:
+    return art.encode(disc(colour))
+
+
 @pytest.fixture
 def tools() -> None:
     """Skips where the art cannot be fetched or drawn."""
@@ -51,7 +55,7 @@ def test_only_free_styles_train_and_openmoji_does_not() -> None:
 
 def test_pack_round_trip(tmp_path: Path) -> None:
     things = [make_thing("disc"), make_thing("blank")]
-    art.save_pack(tmp_path, things, {"red": [disc((220, 30, 40)), None], "blue": [disc((0, 0, 250))] * 2})
+    art.save_pack(tmp_path, things, {"red": [coded((220, 30, 40)), b""], "blue": [coded((0, 0, 250))] * 2})
     pack = art.load_pack(tmp_path)
     assert pack.things == tuple(things)
     assert pack.art.shape == (3, 128, 128, 4)
@@ -67,20 +71,22 @@ def test_pack_round_trip(tmp_path: Path) -> None:
 
 
 def test_the_edge_keeps_its_colour(tmp_path: Path) -> None:
-    art.save_pack(tmp_path, [make_thing("disc")], {"white": [disc((255, 255, 255))]})
+    art.save_pack(tmp_path, [make_thing("disc")], {"white": [coded((255, 255, 255))]})
     picture = art.load_pack(tmp_path).art[0]
     assert picture[picture[..., 3] > 0][:, :3].min() >= 240  # no dark rim from the transparent ground
 
 
 def test_load_pack_can_leave_styles_out(tmp_path: Path) -> None:
-    art.save_pack(tmp_path, [make_thing("disc")], {"red": [disc((255, 0, 0))], "openmoji": [disc((0, 0, 0))]})
+    art.save_pack(
+        tmp_path, [make_thing("disc")], {"red": [coded((255, 0, 0))], "openmoji": [coded((0, 0, 0))]}
+    )
     assert set(art.load_pack(tmp_path, ["red"]).rows) == {"red"}
 
 
 def test_load_pack_names_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="things"):
         art.load_pack(tmp_path)
-    art.save_pack(tmp_path, [make_thing("disc")], {"red": [disc((255, 0, 0))]})
+    art.save_pack(tmp_path, [make_thing("disc")], {"red": [coded((255, 0, 0))]})
     with pytest.raises(FileNotFoundError, match="noto"):
         art.load_pack(tmp_path, ["noto"])
 

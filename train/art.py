@@ -13,12 +13,13 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import multiprocessing
 import random
 import re
 import subprocess
 import tarfile
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -249,15 +250,15 @@ def decode(data: bytes) -> np.ndarray:
     return array
 
 
-def save_pack(
-    folder: Path, things: Iterable[Thing], pictures: Mapping[str, list[Image.Image | None]]
-) -> None:
-    """Write `things.json` and one `{style}.npz` for each style, with a picture (or None) for each thing."""
+def save_pack(folder: Path, things: Iterable[Thing], pictures: Mapping[str, list[bytes]]) -> None:
+    """Write `things.json` and one `{style}.npz` for each style, with an encoded picture for each thing.
+
+    It is empty where the style has none.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     records = [asdict(thing) for thing in things]
     (folder / "things.json").write_text(json.dumps(records, ensure_ascii=False, indent=1), encoding="utf-8")
-    for style, drawn in pictures.items():
-        coded = [encode(picture) if picture else b"" for picture in drawn]
+    for style, coded in pictures.items():
         np.savez(
             folder / f"{style}.npz",
             data=np.frombuffer(b"".join(coded), np.uint8),
@@ -299,14 +300,23 @@ def _coded(path: Path) -> list[bytes]:
 
 
 def make_pack(folder: Path = PACK) -> None:
-    """Fetch the art if need be, draw every thing in every style and write the pack."""
+    """Fetch the art if need be, draw every thing in every style, on all cores, and write the pack."""
     things = collect_things()
-    pictures = {}
-    for style, art in STYLES.items():
-        pictures[style] = [draw(style, thing.emoji) for thing in things]
-        count = sum(picture is not None for picture in pictures[style])
-        print(f"{style}: {count} of {len(things)} things ({art.licence}, {art.author})")
+    for art in STYLES.values():
+        package_folder(art.package)  # here, as the processes would fetch it side by side
+    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
+        drawn = pool.map(_draw_all, STYLES, [[thing.emoji for thing in things]] * len(STYLES))
+        pictures = dict(zip(STYLES, drawn, strict=True))
     save_pack(folder, things, pictures)
+    for style, art in STYLES.items():
+        count = sum(map(bool, pictures[style]))
+        print(f"{style}: {count} of {len(things)} things ({art.licence}, {art.author})")
+
+
+def _draw_all(style: str, emojis: list[str]) -> list[bytes]:
+    """A style's pictures, encoded; empty where it has none."""
+    pictures = (draw(style, emoji) for emoji in emojis)
+    return [encode(picture) if picture else b"" for picture in pictures]
 
 
 if __name__ == "__main__":

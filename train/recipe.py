@@ -1,6 +1,6 @@
 """Train the checkpoint that ships, from art to `models/embedded/`, with one command:
 
-    uv run --extra train python -m train.recipe             # one GPU, about 25 minutes
+    uv run --extra train python -m train.recipe             # one GPU, about half an hour
     uv run --extra train python -m train.recipe --smoke     # tiny, on a CPU, a few minutes
 
 Several GPUs: a run on each, with `--start` the same checkpoint and a `--seed` of its own, then their mean:
@@ -84,7 +84,7 @@ class Settings:
     icon_weight: float = _ICON_WEIGHT
     grids: Mapping[tuple[int, int], int] = field(default_factory=lambda: GRIDS)
     large_grids: Mapping[tuple[int, int], int] = field(default_factory=lambda: LARGE_GRIDS)
-    large: float = 0.0  # the last share of the steps, half of them with larger pictures
+    large: float = 0.3  # the last share of the steps, half of them with larger pictures
     start: Path | None = None  # a checkpoint whose weights to begin with
     seed: int = 0
     workers: int | None = None
