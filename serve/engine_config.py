@@ -9,7 +9,9 @@ from sample.config import integer, number
 
 _MOST = 2**31 - 1
 # One for each number of patches that the shipped checkpoint's pictures are padded to.
-_PICTURES = ((256, 256), (256, 224), (256, 192))
+_PICTURES = (
+    (384, 384), (448, 288), (448, 256), (384, 256), (320, 256), (256, 256), (256, 224), (256, 192),
+)  # fmt: skip
 
 
 @no_type_check  # a wrong type is a SettingsError, also while tests check the other annotations

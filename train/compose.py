@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 
+from models.kernels.choice import on_cpu
 from train.backgrounds import paint_backgrounds
 from train.scenes import FEW, SLOTS
 
@@ -69,8 +70,9 @@ def compose(
     picture = paint_backgrounds(
         keys[0], jnp.asarray(layout.background), jnp.asarray(layout.rgb), height, width
     )
-    picture = _stray_shapes(keys[1], picture, variation.picture)
-    picture = _figures(jax.random.fold_in(keys[1], 1), picture, variation.picture)
+    if variation.picture:
+        picture = _stray_shapes(keys[1], picture, variation.picture)
+        picture = _figures(jax.random.fold_in(keys[1], 1), picture, variation.picture)
     picture, covered = _paste(keys[2], art, layout, slice(0, FEW), picture, grid, variation)
     shares = jnp.zeros((SLOTS, *covered.shape[1:])).at[:FEW].set(covered)
     if crowded:
@@ -80,7 +82,9 @@ def compose(
         shares = shares.at[FEW:, :crowded].set(covered)
     uncovered = jnp.cumprod(1 - shares[::-1], 0)[::-1]  # by this slot and the later ones
     seen = shares * jnp.concatenate([uncovered[1:], jnp.ones_like(shares[:1])])
-    return _damage(keys[4], picture, variation.picture), jnp.moveaxis(seen, 0, -1)
+    if variation.picture:
+        picture = _damage(keys[4], picture, variation.picture)
+    return jnp.clip(picture, 0, 1), jnp.moveaxis(seen, 0, -1)
 
 
 def _paste(
@@ -145,8 +149,9 @@ def _layer(
     crisp *= variation.art > 0
     down = _resample(y * height, side / jnp.maximum(stretch, 1.0), crisp, height, fine)
     across = _resample(x * width, side * jnp.minimum(stretch, 1.0), crisp, width, fine)
-    layer = jnp.einsum("byi,bijc->byjc", down, drawn.astype(jnp.bfloat16))
-    return jnp.einsum("bxj,byjc->byxc", across, layer).astype(jnp.float32)
+    fast = jnp.float32 if on_cpu() else jnp.bfloat16
+    layer = jnp.einsum("byi,bijc->byjc", down.astype(fast), drawn.astype(fast))
+    return jnp.einsum("bxj,byjc->byxc", across.astype(fast), layer).astype(jnp.float32)
 
 
 def _shadow(
@@ -177,7 +182,7 @@ def _resample(
     weights /= jnp.maximum(weights.sum(-1, keepdims=True), 0.5)
     steeper = (1 + crisp * jnp.maximum(scale - 1, 0))[:, None, None]
     weights = jnp.clip((weights - 0.5) * steeper + 0.5, 0, 1)
-    return weights[..., beyond:-beyond].astype(jnp.bfloat16)
+    return weights[..., beyond:-beyond]
 
 
 def _warp(
@@ -240,6 +245,8 @@ def _redraw(
     alpha = art[..., 3:]
     color = art[..., :3] / jnp.maximum(alpha, 1e-3)
     color = _palette(color, one, chance, strong[:, None, None, None] * variation.palette)
+    if not variation.art:  # none is strong
+        return jnp.concatenate([color * alpha, alpha], -1)
     color = jnp.where(chance(24, 0.12 * variation.palette), _two_inks(color, u[25:32]), color)
     levels = jnp.round(3.5 + 1.5 * one(10))
     color = jnp.where(chance(11, 0.35), jnp.round(color * levels) / levels, color)

@@ -15,7 +15,7 @@ from train.batches import lay_out
 from train.compose import Layout, Variation, compose, premultiplied
 from train.groups import Group, groups
 from train.questions import Turn, World
-from train.scenes import Catalogue, Scene, scene
+from train.scenes import FEW, Catalogue, Scene, scene
 from train.things import Thing
 
 LARGEST = 2 / 3  # side of the largest thing over the shorter side of the picture
@@ -85,7 +85,8 @@ class Painter:
             layout = Layout(*map(jnp.asarray, lay_out(part, self.art_rows)))
             key = jax.random.key(seed + start, impl="rbg")
             plain = Variation(art=0.0, picture=0.0)
-            painted, _ = self._paint(self.art, layout, key, part[0].grid, together, plain)
+            crowded = together if any(len(s.placed) > FEW for s in part) else 0
+            painted, _ = self._paint(self.art, layout, key, part[0].grid, crowded, plain)
             pictures += [Image.fromarray(p) for p in (np.asarray(painted) * 255).round().astype(np.uint8)]
         return pictures[: len(scenes)]
 
