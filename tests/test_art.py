@@ -144,3 +144,13 @@ def test_every_thing_has_art_in_the_large_styles() -> None:
         assert sum(art.icon_name(style, thing.emoji) is not None for thing in things) > 150, style
         assert art.draw(style, "🎸" if style != "tabler" else "🐷") is not None, style
         assert picture.getextrema()[3] == (0, 255)
+
+
+@pytest.mark.network
+@pytest.mark.usefixtures("tools")
+def test_a_pack_is_drawn_by_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(art, "STYLES", {"tabler": ICON_STYLES["tabler"]})
+    art.make_pack(tmp_path)
+    pack = art.load_pack(tmp_path)
+    assert len(pack.art) == (pack.rows["tabler"] >= 0).sum() > 150
+    assert pack.art.shape[1:] == (SIZE, SIZE, 4)

@@ -19,9 +19,11 @@ from models.fuse import unfused
 from models.images import preprocess
 from models.load import EMBEDDED
 from tests.training import synthetic_pack
+from train.art import SIZE
 from train.batches import Maker, lay_out
-from train.compose import CELL, Layout, Variation, _resample, compose, patches, premultiplied
+from train.compose import CELL, Layout, Variation, _lattice, _resample, _warp, compose, patches, premultiplied
 from train.export import export
+from train.painter import Painter
 from train.recipe import ABLATIONS, SMOKE, Run, State, losses, make, token_weights, train
 from train.scenes import BACKGROUNDS, SMALL, Catalogue, Placed, Scene, scene
 
@@ -42,7 +44,7 @@ def run() -> Run:
 @pytest.mark.slow
 def test_things_are_where_the_layout_says() -> None:
     pack = synthetic_pack()
-    art = premultiplied(jnp.asarray(pack.art))
+    art = premultiplied(pack.art)
     white = ((1.0, 1.0, 1.0), (1.0, 1.0, 1.0))
     placed = (Placed(0, 0, 0.25, 0.25, 0.5), Placed(1, 0, 0.75, 0.75, 0.3))
     made = Scene(placed, "plain", ("white", "red"), white, (4, 4))
@@ -51,6 +53,7 @@ def test_things_are_where_the_layout_says() -> None:
     assert picture.shape == (1, 4 * CELL, 4 * CELL, 3)
     share = np.asarray(shares)[0].reshape(4, 4, -1)
     assert share[:2, :2, 0].min() > 0.4
+    assert np.ptp(share[:2, :2, 0]) < 0.2  # all of it, not a corner
     assert share[2:, 2:, 1].min() > 0.15
     assert share[:2, 2:].sum() < 0.05
     assert share[2:, :2].sum() < 0.05
@@ -60,12 +63,55 @@ def test_things_are_where_the_layout_says() -> None:
     np.testing.assert_allclose(seen[32, 96], 1, atol=0.01)
 
 
+def test_a_thing_that_a_style_lacks_is_never_drawn_in_it() -> None:
+    pack = synthetic_pack()
+    pack.rows["game-icons"] = np.where(np.arange(len(pack.things)) == 0, -1, pack.rows["game-icons"])
+    assert 1 not in Run(SMOKE, pack).source.catalogue.styles[0]
+    painter = Painter(pack)
+    styles = painter.catalogue(painter.styles).styles
+    assert painter.styles.index("game-icons") not in styles[0]
+    assert painter.styles.index("game-icons") in styles[1]
+
+
+@pytest.mark.slow
+def test_the_painter_paints_all_six_things() -> None:
+    white = ((1.0, 1.0, 1.0), (1.0, 1.0, 1.0))
+    placed = tuple(Placed(i, 0, 0.2 + 0.3 * (i % 3), 0.25 + 0.5 * (i // 3), 0.2) for i in range(6))
+    scenes = [Scene(placed[:n], "plain", ("white", "red"), white, (4, 4)) for n in (6, 3)]
+    for made in scenes:
+        picture = np.asarray(Painter(synthetic_pack()).paint([made], 0)[0])
+        shown = [picture[round(p.y * 128), round(p.x * 128)].min() < 250 for p in placed]
+        assert shown == [i < len(made.placed) for i in range(6)]
+
+
+@pytest.mark.slow
+def test_what_a_plain_picture_leaves_out_has_no_effect() -> None:
+    pack, rng = synthetic_pack(), random.Random(0)
+    catalogue = Catalogue([t.name for t in pack.things], [[0]] * len(pack.things), [1.0])
+    made = [scene(rng, catalogue, (4, 4), 3, largest=0.6) for _ in range(4)]
+    layout = Layout(*lay_out(made, pack.rows["noto"][None]))
+    painted = [
+        compose(premultiplied(pack.art), layout, jax.random.key(3, impl="rbg"), (4, 4), 0, variation)
+        for variation in (PLAIN, Variation(art=1e-9, picture=1e-9))
+    ]
+    np.testing.assert_allclose(painted[0][0], painted[1][0], atol=0.02)
+
+
+def test_no_line_of_the_art_is_lost_where_it_is_made_smaller() -> None:
+    art = np.zeros((6, SIZE, SIZE, 4), np.uint8)
+    for i in range(6):
+        art[i, :, SIZE // 2 + i] = 255  # a line, one pixel wide
+    still = jnp.zeros(6, bool)
+    drawn = _warp(jax.random.key(0), premultiplied(art), jnp.arange(6), still, 0.0, _lattice(SIZE, 32))
+    assert drawn[..., 3].sum((1, 2)).min() > SIZE // 8
+
+
 @pytest.mark.slow
 def test_every_background_is_a_picture() -> None:
     n = len(BACKGROUNDS)
     empty = np.full((n, 6), -1, np.int32), *[np.full((n, 6), 0.5, np.float32)] * 3
     layout = Layout(*empty, np.arange(n, dtype=np.int32), np.full((n, 2, 3), 0.5, np.float32))
-    art = jnp.zeros((1, 128, 128, 4), jnp.uint8)
+    art = jnp.zeros((1, 128, 128), jnp.uint32)
     picture, shares = compose(art, layout, jax.random.key(1, impl="rbg"), (2, 3), n, Variation())
     assert np.isfinite(picture).all()
     assert 0 <= picture.min() <= picture.max() <= 1

@@ -2,8 +2,8 @@
 
     uv run --extra train python -m train.art
 
-makes the pack in `train/art_cache/pack`: `things.json` and, for each style, `{style}.npz` with WebP pictures
-of 256x256 pixels. `load_pack` reads it back and needs numpy and Pillow only.
+makes the pack in `train/art_cache/pack256`: `things.json` and, for each style, `{style}.npz` with WebP
+pictures of 256x256 pixels. `load_pack` reads it back and needs numpy and Pillow only.
 
 `train/art_sets.py` lists the sets and their licences.
 """
@@ -38,8 +38,8 @@ from train.coloring import color_in
 from train.things import Naming, Thing, normalise, pluralise, read_namings
 
 CACHE = Path(__file__).parent / "art_cache"
-PACK = CACHE / "pack"
 SIZE = 256  # pixels a side
+PACK = CACHE / f"pack{SIZE}"
 _EMOJI_DATA = "emojibase-data@17.0.0"  # MIT; labels, code points and groups
 _QUALITY = 80
 
@@ -256,14 +256,14 @@ def save_pack(folder: Path, things: Iterable[Thing], pictures: Mapping[str, list
     It is empty where the style has none.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    records = [asdict(thing) for thing in things]
-    (folder / "things.json").write_text(json.dumps(records, ensure_ascii=False, indent=1), encoding="utf-8")
     for style, coded in pictures.items():
         np.savez(
             folder / f"{style}.npz",
             data=np.frombuffer(b"".join(coded), np.uint8),
             ends=np.cumsum([len(item) for item in coded]),
         )
+    records = json.dumps([asdict(thing) for thing in things], ensure_ascii=False, indent=1)
+    (folder / "things.json").write_text(records, encoding="utf-8")  # last: a pack that has it is whole
 
 
 def load_pack(folder: Path | str = PACK, styles: Iterable[str] | None = None) -> Pack:

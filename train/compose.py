@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
+from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8, UInt32
 
 from models.kernels.choice import on_cpu
 from train.backgrounds import paint_backgrounds
@@ -40,16 +40,20 @@ class Variation(NamedTuple):
     picture: float = 1.0  # pictures with blur, noise, JPEG damage and stray shapes
 
 
+def premultiplied(art: UInt8[np.ndarray, "N S S 4"]) -> UInt32[Array, "N S S"]:
+    """Colour times alpha, so that art can be interpolated; on the device, a pixel in a word (red lowest)."""
+    return _premultiply(np.ascontiguousarray(art).view("<u4")[..., 0])
+
+
 @jax.jit
-def premultiplied(art: UInt8[Array, "N S S 4"]) -> UInt8[Array, "N S S 4"]:
-    """Colour times alpha, so that art can be interpolated."""
-    alpha = art[..., 3:].astype(jnp.uint16)
-    color = (art[..., :3] * alpha + 127) // 255
-    return jnp.concatenate([color.astype(jnp.uint8), art[..., 3:]], -1)
+def _premultiply(words: UInt32[Array | np.ndarray, "N S S"]) -> UInt32[Array, "N S S"]:
+    alpha = words >> 24
+    red, green, blue = (((words >> shift & 255) * alpha + 127) // 255 << shift for shift in (0, 8, 16))
+    return red | green | blue | alpha << 24
 
 
 def compose(
-    art: UInt8[Array, "N S S 4"],
+    art: UInt32[Array, "N S S"],
     layout: Layout,
     key: PRNGKeyArray,
     grid: tuple[int, int],
@@ -125,7 +129,7 @@ def patches(picture: Float[Array, "B H W 3"]) -> Float[Array, "B P patch_dim"]:
 
 def _layer(
     key: PRNGKeyArray,
-    art: UInt8[Array, "N S S 4"],
+    art: UInt32[Array, "N S S"],
     row: Int[Array, " B"],
     x: Float[Array, " B"],
     y: Float[Array, " B"],
@@ -137,7 +141,7 @@ def _layer(
     """One thing of each row, premultiplied, where the layout wants it."""
     keys = jax.random.split(key, 4)
     strong = jax.random.uniform(keys[0], row.shape) < variation.art
-    fine = min(art.shape[1], 3 * min(height, width) // 4)  # few things are larger
+    fine = _lattice(art.shape[1], min(height, width))
     turned = _warp(keys[1], art, jnp.maximum(row, 0), strong, variation.shape, fine)
     drawn = _redraw(keys[2], turned, strong, variation) * (row >= 0)[:, None, None, None]
     stretch = jnp.exp(
@@ -152,6 +156,14 @@ def _layer(
     fast = jnp.float32 if on_cpu() else jnp.bfloat16
     layer = jnp.einsum("byi,bijc->byjc", down.astype(fast), drawn.astype(fast))
     return jnp.einsum("bxj,byjc->byxc", across.astype(fast), layer).astype(jnp.float32)
+
+
+def _lattice(art: int, shorter: int) -> int:
+    """Points a side at which art is taken; few things are larger than 3/4 of the picture's shorter side.
+
+    Half of the art's pixels at least, as lines between two points would be lost.
+    """
+    return min(art, max(art // 2, 3 * shorter // 4))
 
 
 def _shadow(
@@ -196,7 +208,7 @@ def _warp(
     flip = jnp.where(u[2] > 0.3, -1.0, 1.0)
     bend = jnp.where(strong, 0.06 * shape, 0.0) * jnp.abs(u[3])
     zoom = 1 + 0.5 * (jnp.abs(jnp.cos(angle)) + jnp.abs(jnp.sin(angle)) - 1) + 0.5 * jnp.abs(shear) + bend
-    line = jnp.linspace(-1, 1, side)
+    line = (2 * jnp.arange(side) + 1) / side - 1  # the middles of pixels
     gy, gx = (g * zoom[:, None, None] for g in (line[None, :, None], line[None, None, :]))
     cos, sin, lean, narrow = (v[:, None, None] for v in (jnp.cos(angle), jnp.sin(angle), shear, taper))
     sx, sy = cos * gx + sin * gy, cos * gy - sin * gx
@@ -208,14 +220,15 @@ def _warp(
         )
         return bend[:, None, None] * jnp.sin(phase)
 
-    px, py = (((s + w + 1) / 2) * (art.shape[1] - 1) for s, w in ((sx, wave(4)), (sy, wave(7))))
+    px, py = ((s + w + 1) / 2 * art.shape[1] - 0.5 for s, w in ((sx, wave(4)), (sy, wave(7))))
     return _bilinear(art, row, px, py)
 
 
 def _bilinear(art: Array, row: Int[Array, " B"], px: Array, py: Array) -> Float[Array, "B s s 4"]:
-    """The art at points in pixels; nothing outside it. A pixel is fetched as one 32-bit word."""
+    """The art at points in pixels; nothing outside it."""
+    assert art.size < 2**31, "an index has 32 bits"
     side = art.shape[1]
-    words = jax.lax.bitcast_convert_type(art, jnp.uint32).reshape(-1)
+    words = art.reshape(-1)
     x0, y0 = jnp.floor(px), jnp.floor(py)
     total = jnp.zeros((*px.shape, 4))
     for dy in (0, 1):
@@ -287,7 +300,7 @@ def _palette(color: Array, one, chance, strong: Array) -> Array:
 
 
 def _pool(x: Array) -> Array:
-    """The largest value around each pixel, as far as a pixel of art of 128 pixels a side reaches."""
+    """The largest value around each pixel, about as far as one of art of 128 pixels a side reaches."""
     window = 2 * max(1, round(x.shape[1] / 128)) + 1
     for shape in ((1, window, 1, 1), (1, 1, window, 1)):
         x = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, shape, (1, 1, 1, 1), "SAME")

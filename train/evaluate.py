@@ -127,7 +127,7 @@ class Evaluation:
 
     def __init__(self, loaded: Any, painter: Painter, number: int, show: Callable[[str], None]) -> None:
         self.loaded, self.painter, self.number, self._show = loaded, painter, number, show
-        self.scorer = Scorer(painter.pack.things)
+        self.scorer = Scorer(painter.things)
         self.table: Table = {}
 
     def put(self, label: str, score: Score) -> None:
@@ -144,7 +144,7 @@ class Evaluation:
         self.put(f"{label}: things named", Score(hits, sum(len(c.things) for c in cases)))
         self.put(f"{label}: names that are right", Score(hits, hits + strays))
         self.put(f"{label}: scenes right", Score(right, len(cases)))
-        strict = Scorer(self.painter.pack.things, synonyms=False)
+        strict = Scorer(self.painter.things, synonyms=False)
         exact = sum(strict.named(a.text, _names(c))[0] for a, c in zip(said, cases, strict=True))
         if exact != hits:
             self.put(f"{label}: named without synonyms", Score(exact, sum(len(c.things) for c in cases)))
@@ -160,7 +160,7 @@ class Evaluation:
 
     def examples(self, folder: Path, seeds: int) -> None:
         """The example pictures; wrong answers are printed."""
-        rows = examples(self.loaded, folder, self.painter.pack.things, seeds)
+        rows = examples(self.loaded, folder, self.painter.things, seeds)
         for row in rows:
             if not row.right:
                 self._show(f"  wrong: {row}")
@@ -169,7 +169,7 @@ class Evaluation:
 
     def without_picture(self) -> None:
         rng = random.Random("evaluation-no picture")
-        turns = [language.without_picture(rng, self.painter.pack.things) for _ in range(self.number)]
+        turns = [language.without_picture(rng, self.painter.things) for _ in range(self.number)]
         said = answers(self.loaded, [None] * len(turns), [t.prompt for t in turns])
         right = sum(self.scorer.right(t, (), a) for t, a in zip(turns, said, strict=True))
         self.put("a prompt without a picture", Score(right, len(turns)))

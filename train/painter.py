@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, UInt32
 from PIL import Image
 
 from train.art import Pack
@@ -34,12 +35,12 @@ class Case(NamedTuple):
 
 
 class Painter:
-    """Paints scenes of a pack's art in given styles."""
+    """Paints scenes of a pack's art in given styles; `art` is that art where it is on the device already."""
 
-    def __init__(self, pack: Pack) -> None:
-        self.pack, self.world = pack, World.of(pack.things)
+    def __init__(self, pack: Pack, art: UInt32[Array, "N S S"] | None = None) -> None:
+        self.things, self.world = pack.things, World.of(pack.things)
         self.styles = list(pack.rows)
-        self.art = premultiplied(jnp.asarray(pack.art))
+        self.art = premultiplied(pack.art) if art is None else art
         self.art_rows = np.stack(list(pack.rows.values()))
         self._paint = jax.jit(compose, static_argnums=(3, 4, 5))
 
@@ -47,7 +48,7 @@ class Painter:
         """Only the things and styles that have art."""
         kept = [i for i, s in enumerate(self.styles) if s in set(styles)]
         return Catalogue(
-            [t.name for t in self.pack.things],
+            [t.name for t in self.things],
             [[k for k in kept if column[k] >= 0] for column in self.art_rows.T],
             [1.0] * len(self.styles),
         )
@@ -68,12 +69,12 @@ class Painter:
         while len(scenes) < number:
             shape = _SHAPES[len(scenes) // _TOGETHER % len(_SHAPES)]
             made = scene(rng, catalogue, shape, most, least=least, largest=LARGEST, overlap=0.1)
-            turn = ask(rng, made, groups(made, self.pack.things), self.world)
+            turn = ask(rng, made, groups(made, self.things), self.world)
             if turn is not None:
                 scenes.append(made)
                 turns.append(turn)
         pictures = [_jpeg(p, rng) for p in self.paint(scenes, rng.randrange(2**31))]
-        things = [tuple(g.thing for g in groups(s, self.pack.things)) for s in scenes]
+        things = [tuple(g.thing for g in groups(s, self.things)) for s in scenes]
         return [Case(*c) for c in zip(pictures, turns, things, strict=True)]
 
     def paint(self, scenes: Sequence[Scene], seed: int) -> list[Image.Image]:

@@ -261,7 +261,7 @@ class Run:
             weights |= dict.fromkeys(ICON_STYLES, settings.icon_weight)
         styles = [style for style in weights if style in pack.rows]
         rows = np.stack([pack.rows[style] for style in styles])
-        self.art = premultiplied(jnp.asarray(pack.art))
+        self.art = premultiplied(pack.art)
         world = World.of(pack.things)
         catalogue = Catalogue(
             [t.name for t in pack.things],
@@ -494,7 +494,7 @@ def make(
     plot(out / "log.json", folder / "loss.png")
     print(f"wrote {folder}", flush=True)
     if cases:
-        painter = Painter(pack)
+        painter = Painter(pack, run.art)
         report(folder, painter, measure(load_model(folder), painter, cases, seeds, slice(None)))
 
 
