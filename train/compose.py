@@ -42,11 +42,11 @@ class Variation(NamedTuple):
 
 def premultiplied(art: UInt8[np.ndarray, "N S S 4"]) -> UInt32[Array, "N S S"]:
     """Colour times alpha, so that art can be interpolated; on the device, a pixel in a word (red lowest)."""
-    return _premultiply(np.ascontiguousarray(art).view("<u4")[..., 0])
+    return _premultiply(jnp.asarray(np.ascontiguousarray(art).view("<u4")[..., 0]))
 
 
 @jax.jit
-def _premultiply(words: UInt32[Array | np.ndarray, "N S S"]) -> UInt32[Array, "N S S"]:
+def _premultiply(words: UInt32[Array, "N S S"]) -> UInt32[Array, "N S S"]:
     alpha = words >> 24
     red, green, blue = (((words >> shift & 255) * alpha + 127) // 255 << shift for shift in (0, 8, 16))
     return red | green | blue | alpha << 24
