@@ -173,7 +173,7 @@ def preprocess(
 def levels(
     pictures: Sequence[Image.Image], settings: ImageSettings
 ) -> tuple[Levels, Int32[np.ndarray, "pictures 3"]]:
-    """`preprocess`, to where only the device's part is left: of the frames of a patch there is one."""
+    """`preprocess`, to where only the device's part is left: a patch is one frame, (row, column, channel)."""
     grids = np.array([picture_grid(picture, settings) for picture in pictures], np.int32).reshape(-1, 3)
     parts = [
         _pixel_patches(picture, int(rows), int(columns), settings)
@@ -192,4 +192,4 @@ def _pixel_patches(
     blocks = np.asarray(resized).reshape(
         rows // merge, merge, patch, columns // merge, merge, patch, CHANNELS
     )
-    return blocks.transpose(0, 3, 1, 4, 6, 2, 5).reshape(rows * columns, CHANNELS * patch * patch)
+    return blocks.transpose(0, 3, 1, 4, 2, 5, 6).reshape(rows * columns, patch * patch * CHANNELS)

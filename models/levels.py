@@ -15,7 +15,11 @@ _LEVELS = 256
 
 
 class Levels(NamedTuple):
-    """Patches before they are normalised, each (channel, row, column), and what each level becomes."""
+    """Patches before they are normalised, and what each level becomes.
+
+    Each patch is (row, column, channel), as a picture is: its rows are copied as they are, and the device,
+    which looks up every level anyway, puts the channels apart.
+    """
 
     patches: UInt8[np.ndarray, "patches features"]
     table: Float32[np.ndarray, "3 256"]
@@ -23,10 +27,10 @@ class Levels(NamedTuple):
     def values(self, frames: int) -> Float32[np.ndarray, "patches patch_dim"]:
         """The normalised patches, each (channel, frame, row, column), a still picture's frame repeated."""
         count, area = len(self.patches), self.patches.shape[1] // CHANNELS
-        pixels = self.patches.reshape(count, CHANNELS, area)
+        pixels = self.patches.reshape(count, area, CHANNELS)
         values = np.empty((count, CHANNELS, frames, area), np.float32)
         for channel in range(CHANNELS):
-            values[:, channel] = np.take(self.table[channel], pixels[:, channel])[:, None]
+            values[:, channel] = np.take(self.table[channel], pixels[..., channel])[:, None]
         return values.reshape(count, CHANNELS * frames * area)
 
 
@@ -34,11 +38,11 @@ def normalised(
     patches: UInt8[Array, "*P features"], table: Float[Array, "3 256"], patch_dim: int
 ) -> Float[Array, "*P patch_dim"]:
     """`Levels.values` on the device."""
-    pixels = patches.reshape(*patches.shape[:-1], CHANNELS, 1, -1).astype(jnp.int32)
-    first = jnp.arange(CHANNELS)[:, None, None] * _LEVELS
-    values = jnp.asarray(table).reshape(-1)[pixels + first]
+    pixels = patches.reshape(*patches.shape[:-1], -1, CHANNELS).astype(jnp.int32)
+    values = jnp.asarray(table).reshape(-1)[pixels + jnp.arange(CHANNELS) * _LEVELS]
+    by_channel = values.swapaxes(-1, -2)[..., None, :]
     frames = patch_dim // patches.shape[-1]
-    repeated = jnp.broadcast_to(values, (*values.shape[:-2], frames, values.shape[-1]))
+    repeated = jnp.broadcast_to(by_channel, (*by_channel.shape[:-2], frames, by_channel.shape[-1]))
     return repeated.reshape(*patches.shape[:-1], patch_dim)
 
 

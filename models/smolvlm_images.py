@@ -125,7 +125,7 @@ class TileSettings:
         return found.values(1), grids
 
     def levels(self, pictures: Sequence[Image.Image]) -> tuple[Levels, Int32[np.ndarray, "tiles 3"]]:
-        """`preprocess`, to where only the device's part is left."""
+        """`preprocess`, to where only the device's part is left: a patch is (row, column, channel)."""
         tiles = [self._patches(tile) for picture in pictures for tile in self._tiles(picture)]
         grids = np.tile(np.array([1, self.side, self.side], np.int32), (len(tiles), 1))
         none = np.zeros((0, CHANNELS * self.patch_size**2), np.uint8)
@@ -171,7 +171,7 @@ class TileSettings:
         side, patch = self.side, self.patch_size
         pixels = np.asarray(tile)[: side * patch, : side * patch]
         blocks = pixels.reshape(side, patch, side, patch, CHANNELS)
-        return blocks.transpose(0, 2, 4, 1, 3).reshape(side * side, CHANNELS * patch * patch)
+        return blocks.transpose(0, 2, 1, 3, 4).reshape(side * side, patch * patch * CHANNELS)
 
 
 def _resize(picture: Image.Image, height: int, width: int) -> Image.Image:

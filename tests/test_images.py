@@ -156,6 +156,16 @@ def test_the_device_makes_the_same_values_of_levels(frames):
     np.testing.assert_array_equal(np.asarray(made).view(np.uint32), wanted.view(np.uint32))
 
 
+def test_levels_are_the_picture_cut_up():
+    given = picture(96, 64)
+    found, grid = levels([given], settings(min_pixels=1024))
+    assert grid.tolist() == [[1, 4, 6]]
+    pixels = np.asarray(given)
+    for place, (row, column) in enumerate([(0, 0), (0, 1), (1, 0), (1, 1), (0, 2)]):
+        patch = pixels[16 * row : 16 * row + 16, 16 * column : 16 * column + 16]
+        np.testing.assert_array_equal(found.patches[place].reshape(16, 16, 3), patch)
+
+
 def test_the_tower_takes_values_and_levels(tiny):
     model, params, processor = tiny()
     pictures = [picture(90, 40), picture(64, 64)]

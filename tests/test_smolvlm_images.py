@@ -1,10 +1,12 @@
 """SmolVLM's tiles equal those of transformers' PIL backend to the last bit; impossible settings are named."""
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 from models.errors import CheckpointError
+from models.levels import normalised
 from models.smolvlm_images import TileSettings
 from tests.golden.images.make import picture
 from tests.tiny_smolvlm import patches_of
@@ -108,6 +110,17 @@ def test_the_tiling_of_many_sizes_equals_transformers():
             # That function does not follow the ratio in its last step, so it may have a row or column more.
             assert abs(found[0] - rows) + abs(found[1] - columns) <= 1
             assert max(found) == 4
+
+
+def test_the_device_makes_the_same_values_of_tiles():
+    made = settings("other levels")
+    found, grids = made.levels([picture(128, 64)])
+    tiles = found.patches.reshape(len(grids), made.side**2, -1)
+    on_device = jax.jit(normalised, static_argnums=2)(tiles, found.table, tiles.shape[-1])
+    values = found.values(1)
+    np.testing.assert_array_equal(
+        np.asarray(on_device).view(np.uint32), values.reshape(tiles.shape).view(np.uint32)
+    )
 
 
 def test_no_picture_gives_no_patches():
