@@ -10,7 +10,7 @@ import zlib
 from typing import TypeAlias
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from models.errors import InputError
 
@@ -35,6 +35,10 @@ _DECODER_ERRORS = (
 )
 # Pillow hands these to an interpreter, which a stranger's file must not reach.
 _REFUSED_FORMATS = {"EPS"}
+# glibc gives large blocks back to the system as they are freed, and the system clears them page by page when
+# they are needed again: for a picture of 1024x1024 that takes longer than decoding it. The largest block that
+# was freed tells glibc what to keep (mallopt(3), M_MMAP_THRESHOLD), 32 MiB at most. Here is one, untouched.
+bytes(32 * 2**20 - 2**16)
 # warnings.catch_warnings is not thread-safe.
 _warnings_lock = threading.Lock()
 
@@ -141,8 +145,10 @@ def _check_frames(image: Image.Image, name: str, allowed: int | None) -> None:
 
 
 def _upright(image: Image.Image) -> Image.Image:
+    """Turned as its metadata says; itself where nothing is to be turned, which Pillow would copy."""
     try:
-        return ImageOps.exif_transpose(image)
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+        return ImageOps.exif_transpose(image) if turned else image
     except _DECODER_ERRORS:  # broken metadata around sound pixels
         return image
 

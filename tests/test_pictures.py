@@ -63,6 +63,14 @@ def test_the_callers_image_stays_open_and_unchanged():
     assert image.getpixel((0, 0)) is not None
 
 
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_what_is_made_of_the_callers_image_is_another(mode):
+    image = RGB.convert(mode)
+    made = open_picture(image)
+    image.paste("red", (0, 0, *image.size))
+    np.testing.assert_array_equal(np.asarray(made), np.asarray(RGB))
+
+
 def test_one_pixel():
     np.testing.assert_array_equal(pixels(encoded(Image.new("RGB", (1, 1), (1, 2, 3)), "PNG")), [[[1, 2, 3]]])
 
