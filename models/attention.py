@@ -85,9 +85,17 @@ def segment_attention(
     q: Float[Array, "1 P H D"],
     k: Float[Array, "1 H D P"],
     v: Float[Array, "1 H P D"],
-    segments: Int[Array, "P"],
+    ends: Int[Array, "F"],
 ) -> Float[Array, "1 P H D"]:
-    """Each patch attends to all patches of its own segment (a frame of a picture)."""
+    """Each patch attends to all patches of its own segment (a frame of a picture).
+
+    Args:
+        ends: the number behind each segment's last patch, ascending; patches behind the last one are padding,
+            of which nothing is told.
+    """
+    if has_library_attention(q) and len(ends) == 1:  # a mask costs more than the rest of it
+        return _library_attention(q, k, v, lengths=ends)
+    segments = (jnp.arange(v.shape[2])[:, None] >= ends).sum(1)
     if has_library_attention(q):
         return _library_attention(q, k, v, mask=(segments[:, None] == segments)[None, None])
     block = _largest_block(v.shape[2])
@@ -121,10 +129,13 @@ def _library_attention(
     *,
     causal: bool = False,
     mask: Bool[Array, "1 1 T S"] | None = None,
+    lengths: Int[Array, "B"] | None = None,
 ) -> Float[Array, "B T Hq D"]:
-    """The same by cuDNN."""
+    """The same by cuDNN; `lengths` are those of each row's keys."""
     k, v = k.transpose(0, 3, 1, 2), v.swapaxes(1, 2)
-    return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal, implementation="cudnn")
+    return jax.nn.dot_product_attention(
+        q, k, v, mask=mask, is_causal=causal, key_value_seq_lengths=lengths, implementation="cudnn"
+    )
 
 
 def _largest_block(keys: int) -> int:

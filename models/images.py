@@ -188,7 +188,8 @@ def _pixel_patches(
     picture: Image.Image, rows: int, columns: int, settings: ImageSettings
 ) -> UInt8[np.ndarray, "patches features"]:
     patch, merge = settings.patch_size, settings.merge_size
-    resized = picture.resize((columns * patch, rows * patch), Image.Resampling.BICUBIC)
+    size = (columns * patch, rows * patch)
+    resized = picture if picture.size == size else picture.resize(size, Image.Resampling.BICUBIC)
     blocks = np.asarray(resized).reshape(
         rows // merge, merge, patch, columns // merge, merge, patch, CHANNELS
     )

@@ -38,14 +38,12 @@ class VisionAttention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "P D"], angles: Float[Array, "P half"], segments: Int[Array, "P"]
+        self, x: Float[Array, "P D"], angles: Float[Array, "P half"], ends: Int[Array, "F"]
     ) -> Float[Array, "P D"]:
         c = self.config
         qkv = Linear(3 * c.hidden_size, name="qkv")(x).reshape(-1, 3, c.num_heads, c.head_dim)
         q, k = rotate(qkv[:, 0], angles), rotate(qkv[:, 1], angles)
-        mixed = segment_attention(
-            q[None], k.transpose(1, 2, 0)[None], qkv[:, 2].swapaxes(0, 1)[None], segments
-        )
+        mixed = segment_attention(q[None], k.transpose(1, 2, 0)[None], qkv[:, 2].swapaxes(0, 1)[None], ends)
         return Linear(c.hidden_size, name="proj")(mixed[0].reshape(-1, c.hidden_size))
 
 
@@ -54,9 +52,9 @@ class VisionBlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "P D"], angles: Float[Array, "P half"], segments: Int[Array, "P"]
+        self, x: Float[Array, "P D"], angles: Float[Array, "P half"], ends: Int[Array, "F"]
     ) -> Float[Array, "P D"]:
-        x = x + VisionAttention(self.config, name="attn")(LayerNorm(name="norm1")(x), angles, segments)
+        x = x + VisionAttention(self.config, name="attn")(LayerNorm(name="norm1")(x), angles, ends)
         return x + VisionMLP(self.config, name="mlp")(LayerNorm(name="norm2")(x))
 
 
@@ -92,14 +90,14 @@ class VisionTower(nn.Module):
     @nn.compact
     def __call__(self, pixel_values: Float[Array, "P patch_dim"], layout: VisionLayout) -> VisionEmbeddings:
         c = self.config
-        taps, tap_weights, coordinates, segments = map(jnp.asarray, layout)
+        taps, tap_weights, coordinates, ends = map(jnp.asarray, layout)
         table = Embedding(c.num_position_embeddings, c.hidden_size, name="pos_embed")
         places = (table(taps).astype(jnp.float32) * tap_weights[..., None]).sum(1)
         x = PatchEmbed(c, name="patch_embed")(pixel_values.astype(self.dtype)) + places.astype(self.dtype)
         angles = axial_angles(coordinates, c.head_dim, c.rope_theta)
         deepstack = []
         for i in range(c.depth):
-            x = VisionBlock(c, name=f"blocks_{i}")(x, angles, segments)
+            x = VisionBlock(c, name=f"blocks_{i}")(x, angles, ends)
             if i in c.deepstack_visual_indexes:
                 name = f"deepstack_merger_list_{c.deepstack_visual_indexes.index(i)}"
                 deepstack.append(PatchMerger(c, norm_joined=True, name=name)(x))

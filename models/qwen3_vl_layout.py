@@ -8,17 +8,18 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from models.buckets import bucket
 from models.config import Qwen3VLConfig, VisionConfig
 from models.errors import InputError
 
 
 class VisionLayout(NamedTuple):
-    """Where each patch stands; made on the host, so that the tower's program depends on its length alone."""
+    """Where each patch stands; made on the host, so that the tower's program depends on lengths alone."""
 
     taps: Int[Array | np.ndarray, "P 4"]  # rows of the learned position table, and how they mix
     tap_weights: Float[Array | np.ndarray, "P 4"]
     coordinates: Int[Array | np.ndarray, "P 2"]  # (row, column) for RoPE
-    segments: Int[Array | np.ndarray, "P"]  # the frame that the patch belongs to; -1: padding
+    ends: Int[Array | np.ndarray, "F"]  # the number behind each frame's last patch; the last one repeated
 
 
 def vision_layout(config: VisionConfig, grid_thw: np.ndarray, padded_to: int | None = None) -> VisionLayout:
@@ -28,24 +29,23 @@ def vision_layout(config: VisionConfig, grid_thw: np.ndarray, padded_to: int | N
         grid_thw: `[pictures, 3]`, frames, rows and columns of patches.
         padded_to: total number of patches after padding.
     """
-    parts, segment = [], 0
+    parts, ends = [], [0]
     for t, h, w in np.asarray(grid_thw).reshape(-1, 3).tolist():
         rows, columns = _block_order(h, w, config.spatial_merge_size)
         taps, weights = _bilinear_taps(rows, columns, h, w, int(config.num_position_embeddings**0.5))
         for _ in range(t):  # the frames of a clip share their positions
-            parts.append((taps, weights, np.stack([rows, columns], 1), np.full(h * w, segment)))
-            segment += 1
-    joined = [np.concatenate(p) for p in zip(*parts, strict=True)]
-    padding = 0 if padded_to is None else padded_to - len(joined[3])
-    pads = [
-        np.pad(x, [(0, padding)] + [(0, 0)] * (x.ndim - 1), constant_values=v)
-        for x, v in zip(joined, (0, 0, 0, -1), strict=True)
-    ]
+            parts.append((taps, weights, np.stack([rows, columns], 1)))
+            ends.append(ends[-1] + h * w)
+    padding = 0 if padded_to is None else padded_to - ends[-1]
+    taps, weights, coordinates = (
+        np.pad(np.concatenate(part), [(0, padding), (0, 0)]) for part in zip(*parts, strict=True)
+    )
+    frames = np.pad(ends[1:], (0, bucket(len(ends) - 1, 1) - len(ends) + 1), mode="edge")
     return VisionLayout(
-        pads[0].astype(np.int32),
-        pads[1].astype(np.float32),
-        pads[2].astype(np.int32),
-        pads[3].astype(np.int32),
+        taps.astype(np.int32),
+        weights.astype(np.float32),
+        coordinates.astype(np.int32),
+        frames.astype(np.int32),
     )
 
 

@@ -56,8 +56,8 @@ def test_a_row_is_not_changed_by_a_longer_one():
 def test_segments_do_not_see_one_another(lengths):
     patches = sum(lengths)
     q, k, v = random(1, patches, 2, 8), random(1, 2, 8, patches, seed=1), random(1, 2, patches, 8, seed=2)
-    segments = np.repeat([0, 1], lengths).astype(np.int32)
-    got = segment_attention(q, k, v, jnp.asarray(segments))
+    segments = np.repeat([0, 1], lengths)
+    got = segment_attention(q, k, v, jnp.cumsum(jnp.array(lengths)))
     np.testing.assert_allclose(got[0], plain(q[0], k[0], v[0], segments[:, None] == segments), atol=2e-6)
 
 
@@ -149,6 +149,6 @@ def test_patches_must_match_the_grids(config, shape, grid):
 
 def test_the_frames_of_a_clip_are_segments_with_the_same_positions(config):
     layout = Qwen3VL(config).vision_layout(np.array([[2, 2, 4]]), 20)
-    assert layout.segments.tolist() == [0] * 8 + [1] * 8 + [-1] * 4
+    assert layout.ends.tolist() == [8, 16]
     np.testing.assert_array_equal(layout.coordinates[:8], layout.coordinates[8:16])
     np.testing.assert_array_equal(layout.taps[:8], layout.taps[8:16])
