@@ -71,6 +71,10 @@ class Model(nn.Module):
         """What `forward` and `head` read of `params`: a step hands over no more arrays than it needs."""
         return {name: part for name, part in params.items() if name not in self.vision_parts}
 
+    def vision_params(self, params: Any) -> Any:
+        """What `encode_vision` reads of `params`."""
+        return {name: part for name, part in params.items() if name in self.vision_parts}
+
     def empty_cache(self, batch: int, slots: int) -> KVCache:
         c = self.config.text
         return KVCache.empty(c.num_hidden_layers, batch, c.num_key_value_heads, slots, c.head_dim, self.dtype)

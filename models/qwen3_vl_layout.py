@@ -3,6 +3,7 @@
 Source: transformers 5.23, `vision_utils.py` and `Qwen3VLModel.get_rope_index`.
 """
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -30,12 +31,10 @@ def vision_layout(config: VisionConfig, grid_thw: np.ndarray, padded_to: int | N
         padded_to: total number of patches after padding.
     """
     parts, ends = [], [0]
+    side = int(config.num_position_embeddings**0.5)
     for t, h, w in np.asarray(grid_thw).reshape(-1, 3).tolist():
-        rows, columns = _block_order(h, w, config.spatial_merge_size)
-        taps, weights = _bilinear_taps(rows, columns, h, w, int(config.num_position_embeddings**0.5))
-        for _ in range(t):  # the frames of a clip share their positions
-            parts.append((taps, weights, np.stack([rows, columns], 1)))
-            ends.append(ends[-1] + h * w)
+        parts += [_frame(h, w, config.spatial_merge_size, side)] * t  # frames of a clip share their positions
+        ends += [ends[-1] + h * w * (frame + 1) for frame in range(t)]
     padding = 0 if padded_to is None else padded_to - ends[-1]
     taps, weights, coordinates = (
         np.pad(np.concatenate(part), [(0, padding), (0, 0)]) for part in zip(*parts, strict=True)
@@ -47,6 +46,13 @@ def vision_layout(config: VisionConfig, grid_thw: np.ndarray, padded_to: int | N
         coordinates.astype(np.int32),
         frames.astype(np.int32),
     )
+
+
+@lru_cache(maxsize=16)
+def _frame(h: int, w: int, merge: int, side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Taps, their weights and the coordinates of one frame; pictures of few sizes come again and again."""
+    rows, columns = _block_order(h, w, merge)
+    return *_bilinear_taps(rows, columns, h, w, side), np.stack([rows, columns], 1)
 
 
 def _block_order(h: int, w: int, merge: int) -> tuple[np.ndarray, np.ndarray]:

@@ -45,6 +45,7 @@ def encode_vision(
         pixel_values if isinstance(pixel_values, Levels) else (np.asarray(pixel_values, np.float32), None)
     )
     turns = _turns(patches, grid.astype(np.int64))
+    params = model.vision_params(params)
     parts = [encode_packed(model, params, *model.pack_pictures(*turn), table) for turn in turns]
     if len(parts) == 1:
         return parts[0]

@@ -64,7 +64,7 @@ def open_picture(
         warnings.simplefilter("ignore")
         try:
             if isinstance(source, Image.Image):
-                return _rgb(source, name, max_pixels)
+                return _rgb(source, name, max_pixels).copy()  # the caller's own stays the caller's
             if isinstance(source, np.ndarray):
                 return _rgb(_from_array(source, name), name, max_pixels)
             with Image.open(_file(source, name)) as image:
@@ -159,7 +159,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _eight_bits(levels: np.ndarray) -> np.ndarray:
