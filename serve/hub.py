@@ -102,6 +102,20 @@ class Hub:
         """Streams that have not ended."""
         return sum(not live.stream.closed for live in self._live.values())
 
+    @property
+    def figures(self) -> dict[str, int | float]:
+        """What its routes tell: seconds, counts, and the rows of an average step."""
+        engine = self.engine.figures
+        return {
+            "activeStreams": self.active,
+            "maxStreams": self.limit.limit,
+            "loadedModels": int(self.engine.alive),
+            "uptime": self.uptime,
+            "queueSize": engine.waiting,
+            "averageBatchSize": engine.stepped / max(engine.steps, 1),
+            **engine._asdict(),
+        }
+
     async def start(self) -> None:
         """Compile all programs and begin to take streams. Raises EngineDeadError where that fails."""
         self._handoff = Handoff()
