@@ -159,7 +159,10 @@ class PoolingSettings:
 @dataclass
 class RegistrySettings:
     default_timeout_ms: int = number(
-        300_000, "the longest that a stream may take, from its request", "an integer", _MILLISECONDS
+        300_000,
+        "the longest that a stream may take, also an endless one, from its request",
+        "an integer",
+        _MILLISECONDS,
     )
     cleanup_interval_ms: int = number(
         60_000, "how long an ended stream can be read again", "an integer", _MILLISECONDS
