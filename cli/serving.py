@@ -31,6 +31,7 @@ def hub_config(settings: ServerSettings) -> "HubConfig":
     """
     from serve.engine_config import EngineConfig  # noqa: PLC0415  (imports JAX)
     from serve.fetch import Fetcher  # noqa: PLC0415
+    from serve.filters import load_filter  # noqa: PLC0415
     from serve.hosts import Hosts  # noqa: PLC0415
     from serve.hub import HubConfig  # noqa: PLC0415
     from serve.keys import Keys, read_keys  # noqa: PLC0415
@@ -59,6 +60,7 @@ def hub_config(settings: ServerSettings) -> "HubConfig":
         fetcher = Fetcher(
             given.picture_hosts, seconds=given.fetch_ms / 1e3, max_bytes=settings.limits.picture_bytes
         )
+        content_filter = load_filter(given.content_filter)
     with _named(_ADAPTIVE):
         return HubConfig(
             name=Path(settings.model.name).name,
@@ -73,6 +75,7 @@ def hub_config(settings: ServerSettings) -> "HubConfig":
             hosts=hosts,
             rates=rates,
             fetcher=fetcher,
+            content_filter=content_filter,
             observer=_observer(settings.telemetry.otlp_endpoint),
             collecting=pooling.pool_cleanup_interval_ms / 1e3 if pooling.enabled else None,
         )

@@ -104,13 +104,12 @@ class Api:
 
     async def health(self, request: Request) -> Response:
         """That the process lives, and its figures."""
-        hub = self._hub
-        figures = {"activeStreams": hub.active, "maxStreams": hub.limit.limit, "uptime": hub.uptime}
-        return _json({"status": "ok"} | figures | hub.engine.figures._asdict())
+        return _json({"status": "ok"} | self._hub.figures)
 
     async def ready(self, request: Request) -> Response:
-        """Whether streams may come."""
-        return _json({"ready": self._hub.ready}, 200 if self._hub.ready else 503)
+        """Whether streams may come, and the same figures."""
+        ready = self._hub.ready
+        return _json({"ready": ready} | self._hub.figures, 200 if ready else 503)
 
     async def description(self, request: Request) -> Response:
         """Of these routes."""

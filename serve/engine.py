@@ -16,6 +16,7 @@ from models.load import LoadedModel
 from sample.config import SamplingConfig
 from sample.endless import make_plan
 from sample.pace import Pace
+from sample.step import NOT_TAKEN
 from sample.stream_config import StreamConfig
 from serve.batch import Batch, Output
 from serve.endless import EndlessRow
@@ -39,11 +40,13 @@ class EngineDeadError(RuntimeError):
 
 
 class Figures(NamedTuple):
-    """The engine now; counts of streams, rows, bytes and pictures."""
+    """The engine now; counts of streams, rows, steps, bytes and pictures."""
 
     running: int
     waiting: int
     rows: int
+    steps: int  # that were taken
+    stepped: int  # rows in all of them, so many tokens
     picture_bytes: int
     picture_hits: int
     picture_misses: int
@@ -69,7 +72,7 @@ class Engine:
         self._renewals: deque[Prefill] = deque()
         self._ahead: list[Output] = []
         self._pace = Pace(self.config.burst)
-        self._failures = 0
+        self._failures = self._steps = self._stepped = 0
         self._inbox: deque[Job] = deque()
         self._condition = threading.Condition()
         self._woken = self._closing = False
@@ -97,6 +100,8 @@ class Engine:
             running=len(self._batch.jobs),
             waiting=len(self._inbox) + (self._prefill is not None),
             rows=self._batch.rows,
+            steps=self._steps,
+            stepped=self._stepped,
             picture_bytes=pictures.bytes,
             picture_hits=pictures.hits,
             picture_misses=pictures.misses,
@@ -236,6 +241,8 @@ class Engine:
                 arrived = output.wait()
                 if output.steps:
                     self._failures = 0
+                    self._steps += len(arrived.token)
+                    self._stepped += int((arrived.status != NOT_TAKEN).sum())
                     self._pace.arrived(time.perf_counter(), output.begun, len(arrived.token))
                 output.deliver(arrived)
         except RuntimeError as error:

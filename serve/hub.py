@@ -18,6 +18,7 @@ from serve.engine import Engine, EngineBusyError, EngineDeadError
 from serve.engine_config import EngineConfig
 from serve.events import Event, Start
 from serve.fetch import Fetcher
+from serve.filters import FilterMaker, no_filter
 from serve.handoff import Handoff
 from serve.hosts import Hosts
 from serve.keeper import Keeper
@@ -30,7 +31,7 @@ from serve.prepare import RequestLimits, check_request, prepare
 from serve.problems import Problem
 from serve.prompt import PreparedPrompt
 from serve.rates import Rates
-from serve.stream import MovedOnError, Stream, SupersededError
+from serve.stream import ContentFilter, MovedOnError, Stream, SupersededError
 from serve.stream_rules import StreamRules
 
 _log = logging.getLogger(__name__)
@@ -55,6 +56,7 @@ class HubConfig:
     hosts: Hosts = field(default_factory=Hosts)
     rates: Rates = field(default_factory=Rates)
     fetcher: Fetcher = field(default_factory=Fetcher)
+    content_filter: FilterMaker = no_filter
     observer: Observer = field(default_factory=Observer)
     collecting: float | None = 30.0  # seconds between two collections of garbage; None: as Python has it
 
@@ -99,6 +101,20 @@ class Hub:
     def active(self) -> int:
         """Streams that have not ended."""
         return sum(not live.stream.closed for live in self._live.values())
+
+    @property
+    def figures(self) -> dict[str, int | float]:
+        """What its routes tell: seconds, counts, and the rows of an average step."""
+        engine = self.engine.figures
+        return {
+            "activeStreams": self.active,
+            "maxStreams": self.limit.limit,
+            "loadedModels": int(self.engine.alive),
+            "uptime": self.uptime,
+            "queueSize": engine.waiting,
+            "averageBatchSize": engine.stepped / max(engine.steps, 1),
+            **engine._asdict(),
+        }
 
     async def start(self) -> None:
         """Compile all programs and begin to take streams. Raises EngineDeadError where that fails."""
@@ -146,9 +162,9 @@ class Hub:
         """
         self.check_ready()
         self.config.rates.take(owner)
-        prompt, sampling = await self._prepared(request)
+        prepared = await self._prepared(request)
         try:
-            live = self._queue(request, prompt, sampling, owner)
+            live = self._queue(request, *prepared, owner)
         except SaccadeError as error:
             raise Problem(400, "invalid_value", str(error)) from None
         except EngineBusyError:
@@ -160,7 +176,9 @@ class Hub:
         self.config.observer.begun(live)
         return live
 
-    async def _prepared(self, request: ChatRequest) -> tuple[PreparedPrompt, SamplingConfig]:
+    async def _prepared(
+        self, request: ChatRequest
+    ) -> tuple[PreparedPrompt, SamplingConfig, ContentFilter | None]:
         if self._preparing >= self.config.engine.rows[-1] + self.config.engine.waiting:
             raise self._busy()
         urls = check_request(request, self.config.limits)
@@ -168,12 +186,13 @@ class Hub:
         try:
             async with self._decoding if urls else contextlib.nullcontext():
                 pictures = await self._pictures.open(urls)
-                return await asyncio.get_running_loop().run_in_executor(
+                prompt, sampling = await asyncio.get_running_loop().run_in_executor(
                     self._pool, prepare, self.loaded, request, pictures, self.config.limits, self.context
                 )
+                return prompt, sampling, self.config.content_filter()
         except Problem:
             raise
-        except Exception:  # a decoder's: whatever it is, no transport shows it
+        except Exception:  # a decoder's, a filter's: whatever it is, no transport shows it
             _log.exception("a request could not be prepared")
             raise Problem(500, "prepare_failed", "the request could not be prepared") from None
         finally:
@@ -184,7 +203,12 @@ class Hub:
         return Problem(429, "busy", f"too many streams wait; try again in {wait} s", retry_after=wait)
 
     def _queue(
-        self, request: ChatRequest, prompt: PreparedPrompt, sampling: SamplingConfig, owner: str
+        self,
+        request: ChatRequest,
+        prompt: PreparedPrompt,
+        sampling: SamplingConfig,
+        content_filter: ContentFilter | None,
+        owner: str,
     ) -> Live:
         chunks = request.chunks
         start = Start(
@@ -200,6 +224,7 @@ class Hub:
             self.config.rules,
             chunks,
             logprobs=bool(request.logprobs),
+            content_filter=content_filter,
             wake=self.engine.wake,
             notify=lambda: self._handoff.mark(news),
         )

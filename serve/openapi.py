@@ -6,6 +6,7 @@ from typing import Any, TypeAlias
 import msgspec
 
 from serve.chat_request import ChatRequest, StreamRequest
+from serve.engine import Figures
 from serve.events import Delta, End, Error, Heartbeat, Start
 
 Json: TypeAlias = dict[str, Any]
@@ -29,7 +30,9 @@ def describe(secured: bool) -> Json:
             "/v1/stream/{id}": {"delete": _cancel()},
             "/v1/models": {"get": _get("models", "The model", _list_of(_MODEL))},
             "/health": {"get": _get("health", "That the process lives, and its figures", _HEALTH, open=True)},
-            "/ready": {"get": _get("ready", "Whether streams may come", _READY, open=True)},
+            "/ready": {
+                "get": _get("ready", "Whether streams may come, and the same figures", _READY, open=True)
+            },
             "/examples": {
                 "get": _get("examples", "The page's example pictures", _list_of({"type": "string"}))
             },
@@ -136,8 +139,10 @@ _NULLABLE = {"type": ["string", "null"]}
 _PROBLEM = _object(error=_object(message=_STRING, type=_STRING, param=_NULLABLE, code=_STRING))
 _REFUSED = {"description": "Why not, in one line", "content": _json(_reference("Problem"))}
 _MODEL = _object(id=_STRING, object=_STRING, created=_INTEGER, owned_by=_STRING, max_model_len=_INTEGER)
-_HEALTH = _object(status=_STRING, activeStreams=_INTEGER, maxStreams=_INTEGER, uptime=_INTEGER)
-_READY = _object(ready=_BOOLEAN)
+_COUNTED = ("activeStreams", "maxStreams", "loadedModels", "uptime", "queueSize", *Figures._fields)
+_FIGURES = dict.fromkeys(_COUNTED, _INTEGER) | {"averageBatchSize": {"type": "number"}}
+_HEALTH = _object(status=_STRING, **_FIGURES)
+_READY = _object(ready=_BOOLEAN, **_FIGURES)
 _COMPLETION = _object(
     id=_STRING,
     object={"const": "chat.completion"},

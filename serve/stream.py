@@ -4,6 +4,7 @@ The engine's thread pushes tokens, any other reads, acknowledges and cancels. No
 comes from the clock that it is given.
 """
 
+import logging
 import threading
 import time
 from collections import deque
@@ -28,8 +29,10 @@ from serve.events import (
 from serve.job import Piece
 from serve.stream_rules import StreamRules
 
+_log = logging.getLogger(__name__)
+
 ContentFilter = Callable[[str], bool]
-"""Is given the text of a stream, piece by piece, before it is shown; False ends the stream."""
+"""Is given a stream's text, piece by piece, before it is shown; False ends it. The engine waits for it."""
 
 _MESSAGES = {
     "prefill_failed": "the prompt could not be processed",
@@ -231,7 +234,6 @@ class Stream:
                 return
             self._show(self._chunker.flush())
             self._terminate("cancelled", cause)
-        self._wake()
 
     # What time does.
 
@@ -311,6 +313,7 @@ class Stream:
         try:
             allowed = self._filter(text)
         except Exception:  # somebody else's code: what it cannot judge is not shown
+            _log.exception("the content filter has failed")
             self._close(Error("filter_failed", _MESSAGES["filter_failed"], self.usage, self.timings))
             return False
         if not allowed:
@@ -324,6 +327,7 @@ class Stream:
     def _close(self, end: End | Error) -> None:
         self.end = end
         self._emit(end)
+        self._wake()
 
     def _emit(self, payload: Start | Delta | End | Error) -> None:
         self._made += 1

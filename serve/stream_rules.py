@@ -20,7 +20,7 @@ class StreamRules:
         slow_consumer: an unacknowledged delta of this age makes its reader a slow one.
         ring: events that are kept for readers that come back; more than may be unacknowledged.
         grace: how long a stream that nobody reads goes on.
-        deadline: the longest that a stream may take, from its request.
+        deadline: the longest that a stream may take, also an endless one, from its request.
 
     Raises:
         SettingsError: a value has the wrong type, is out of range, or the ring is too small.

@@ -1,6 +1,10 @@
-"""`run_server.py` with places that fail once for each file of their name in a folder, the first argument."""
+"""`run_server.py` with places that fail once for each file of their name in a folder, the first argument.
+
+They wait as long as there is a file of their name and `.held`.
+"""
 
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,11 +20,15 @@ PLACES = {  # name: module and function, or class and method
     "chat": ("serve.chat_frames", "ChatWords.chunks"),
     "web_socket": ("serve.web_socket", "SocketWire.tell"),
     "rpc": ("serve.rpc.service", "message_of"),
+    "filter": ("tests.filters", "NoThirdImage.__init__"),
+    "judge": ("tests.filters", "NoThirdImage.__call__"),
 }
 
 
 def failing(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
     def call(*arguments: Any, **options: Any) -> Any:
+        while (FOLDER / f"{name}.held").exists():
+            time.sleep(0.005)
         try:
             (FOLDER / name).unlink()
         except FileNotFoundError:

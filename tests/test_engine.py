@@ -338,6 +338,18 @@ def test_a_limit_below_the_rows_keeps_streams_waiting(engine):
     assert {tuple(reader.tokens) for reader in readers} == {tuple(readers[0].tokens)}
 
 
+def test_steps_are_counted_and_the_rows_in_them(engine):
+    before = engine.figures
+    readers = [Reader() for _ in range(6)]
+    for number, reader in enumerate(readers):
+        engine.submit(*crowd(number), reader)
+    behind_the_first = sum(len(reader.wait().tokens) - 1 for reader in readers)
+    until(lambda: engine.figures.running == 0)
+    steps, stepped = (getattr(engine.figures, of) - getattr(before, of) for of in ("steps", "stepped"))
+    assert (stepped, max(len(reader.tokens) for reader in readers) - 1 <= steps) == (behind_the_first, True)
+    assert steps <= stepped
+
+
 def test_the_next_step_is_dispatched_before_the_last_is_waited_for(engine, monkeypatch):
     calls: list[str] = []
     for name in ("decode", "unpack_taken"):

@@ -138,7 +138,7 @@ def test_a_dead_engine_tells_every_stream_and_the_server_is_not_ready(tiny_direc
         until(lambda: httpx.get(f"{own.url}/ready").status_code == 503)
         refused = stream(own)
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "unavailable")
-        assert own.health()["status"] == "ok"
+        assert (own.health()["status"], own.health()["loadedModels"]) == ("ok", 0)
         client = RpcClient(own.rpc)
         check = health_pb2_grpc.HealthStub(client.channel).Check
         dead = health_pb2.HealthCheckResponse.NOT_SERVING

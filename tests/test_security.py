@@ -361,6 +361,20 @@ def test_settings_that_let_in_the_wrong_ones_are_refused_by_their_name():
         ("host_names", ["a.example:80"], "serve.host_names: 'a.example:80'"),
         ("rate", "often", "serve.rate: got 'often'"),
         ("picture_hosts", ["http://a.example"], "serve.picture_hosts: 'http://a.example'"),
+        (
+            "content_filter",
+            "tests.nowhere:a",
+            "serve.content_filter: tests.nowhere:a: ModuleNotFoundError: No",
+        ),
+        (
+            "content_filter",
+            "tests.filters:Nowhere",
+            "AttributeError: module 'tests.filters' has no attribute",
+        ),
+        ("content_filter", "tests.filters", "'tests.filters' has no attribute ''; allowed: MODULE:NAME"),
+        ("content_filter", "", "serve.content_filter: : ValueError: Empty module name; allowed"),
+        ("content_filter", "math:sqrt", "serve.content_filter: math:sqrt: TypeError: .*allowed: MODULE:NAME"),
+        ("content_filter", "builtins:str", r"content_filter: builtins:str\(\) gives str, no filter; allowed"),
     ):
         given = ServerSettings()
         setattr(given.serve, name, value)

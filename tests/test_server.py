@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 from sample import SamplingConfig, prepare_inputs, sample
+from serve.openapi import describe
 from tests import commands
 from tests.servers import SMALL, Server, running
 
@@ -310,12 +311,27 @@ def test_what_is_just_within_the_limits_is_answered(server, client):
     assert httpx.post(f"{server.url}/v1/chat/completions", content=padded).status_code == 200
 
 
-def test_models_health_and_readiness(server, client):
+def test_models_and_what_there_is_not(server, client):
     (model,) = client.models.list().data
     assert (model.id, model.owned_by) == ("small-hub", "saccade")
-    assert server.health()["status"] == "ok"
-    assert httpx.get(f"{server.url}/ready").json() == {"ready": True}
     assert httpx.get(f"{server.url}/nowhere").status_code == 404
+
+
+def test_health_and_readiness_tell_the_same_figures_and_are_as_described(server):
+    told(stream(server))
+    server.until_idle()
+    paths = describe(secured=False)["paths"]
+    answers = {}
+    for path, first in (("/health", {"status": "ok"}), ("/ready", {"ready": True})):
+        answers[path] = httpx.get(server.url + path).json() | {"uptime": 0}
+        schema = paths[path]["get"]["responses"]["200"]["content"]["application/json"]["schema"]
+        assert set(schema["required"]) == set(answers[path])
+        assert first.items() <= answers[path].items()
+    health = answers["/health"]
+    assert health | {"ready": True} == answers["/ready"] | {"status": "ok"}
+    assert (health["activeStreams"], health["maxStreams"], health["loadedModels"]) == (0, 4, 1)
+    assert health["queueSize"] == health["waiting"] == 0
+    assert health["averageBatchSize"] == health["stepped"] / health["steps"] >= 1
 
 
 def ends(metrics: dict[str, float]) -> float:

@@ -285,6 +285,20 @@ def test_a_filter_ends_a_stream_before_what_it_forbids_is_shown():
     assert stream.end.finish_reason == "content_filter"
 
 
+def test_a_filter_that_ends_a_stream_in_which_no_step_is_taken_wakes_the_engine_for_its_row():
+    woken = []
+    stream, clock = make(
+        chunks=ChunkConfig("chunk", tokens=3, seconds=1.0),
+        content_filter=lambda text: False,
+        wake=lambda: woken.append(1),
+    )
+    stream.pause()
+    stream.push(piece("bad"))
+    clock.now += 1.0
+    stream.tick()
+    assert (stream.closed, woken) == (True, [1])
+
+
 def test_a_filter_that_fails_shows_nothing():
     def broken(text: str) -> bool:
         raise RuntimeError("secret")

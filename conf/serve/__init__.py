@@ -36,6 +36,12 @@ class ServeSettings:
         "hosts from which pictures are fetched by http(s); redirects and addresses are checked",
         "a list [example.com,example.com:8443], or null: nothing is fetched",
     )
+    content_filter: str | None = typed(
+        None,
+        "decides which text is shown: makes a filter for each stream, which is called with the text, delta by"
+        " delta, and ends the stream by returning False",
+        "MODULE:NAME of a class or function that Python can import, or null: all text is shown",
+    )
     fetch_ms: int = number(5000, "to fetch one picture", "an integer", _MILLISECONDS)
     rows: list[int] = number(
         [1, 4, 16, 32, 50],
@@ -153,7 +159,10 @@ class PoolingSettings:
 @dataclass
 class RegistrySettings:
     default_timeout_ms: int = number(
-        300_000, "the longest that a stream may take, from its request", "an integer", _MILLISECONDS
+        300_000,
+        "the longest that a stream may take, also an endless one, from its request",
+        "an integer",
+        _MILLISECONDS,
     )
     cleanup_interval_ms: int = number(
         60_000, "how long an ended stream can be read again", "an integer", _MILLISECONDS
