@@ -81,7 +81,8 @@ def make_request(
     else:
         configs = _check_stream(model, rows, configs, stream, tokenizer)
     padding = bucket(len(rows), 1) - len(rows)
-    prompt = padded_prompt(model, grid_thw, rows, padding, bucket(max(map(len, rows)), _SHORTEST_PROMPT))
+    width = bucket(max(map(len, rows)), _SHORTEST_PROMPT, steps=8)  # whose padding is computed, not only kept
+    prompt = padded_prompt(model, grid_thw, rows, padding, width)
     image_tokens = int((prompt.vision_rows >= 0).sum())
     _check_vision(model, inputs.vision, image_tokens)
     plan = None

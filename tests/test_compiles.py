@@ -80,6 +80,7 @@ def test_a_second_call_compiles_nothing(tiny):
 def test_buckets_waste_at_most_a_quarter():
     sizes = range(1, 20000)
     assert all(n <= bucket(n, 1) <= max(1.25 * n, n + 1) for n in sizes)
+    assert all(n <= bucket(n, 1, steps=8) <= max(1.125 * n, n + 1) for n in sizes)
     assert len({bucket(n, 64) for n in sizes}) < 36
 
 
