@@ -6,7 +6,7 @@ top-p, min-p, exact over the whole vocabulary.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -41,6 +41,7 @@ class Wanted:
     top_p: bool = True
     min_p: bool = True
     processed: bool = True
+    ngrams: bool = True
 
     @classmethod
     def by(cls, configs: Sequence[SamplingConfig]) -> "Wanted":
@@ -54,7 +55,14 @@ class Wanted:
             top_p=any(config.top_p < 1 for config in drawing),
             min_p=any(config.min_p > 0 for config in drawing),
             processed=any(config.logprobs == "processed" for config in configs),
+            ngrams=any(config.no_repeat_ngram_size > 0 for config in configs),
         )
+
+    @classmethod
+    def noise_or_all(cls, configs: Sequence[SamplingConfig]) -> "Wanted":
+        """Of these rows, for who may have two programs and no more: noise alone, or everything."""
+        noise = cls(top_k=False, top_p=False, min_p=False, processed=False, ngrams=False)
+        return noise if replace(cls.by(configs), noise=True) == noise else cls()
 
 
 class SamplingParams(NamedTuple):
@@ -157,7 +165,8 @@ def allowed_logits(
         blocked = blocked_followers(history, size, threshold, window, exempt, logits.shape[-1])
         return jnp.where(blocked, -jnp.inf, logits)
 
-    allowed = _where_wanted(may_block(history, size, threshold, window), unlooped, logits)
+    looping = may_block(history, size, threshold, window)
+    allowed = _where_wanted(looping, unlooped, logits, possible=params.wanted.ngrams)
     return allowed, (logits > -jnp.inf).any(-1) & ~(allowed > -jnp.inf).any(-1)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array
 
 from sample.config import SamplingConfig
+from sample.logits import Wanted
 from sample.pace import decode
 from sample.step import NOT_TAKEN, StepOutput, one_by_one, unpack_taken
 from serve.job import Job
@@ -130,8 +131,10 @@ class Batch:
         begun = time.perf_counter()
         owners = [(row, job) for row, job in enumerate(self._jobs) if job is not None and quota[row]]
         model, params = self._device.model, self._device.params
-        top = self._device.top(any(job.config.top_logprobs for _, job in owners))
-        state, packed = decode(model, params, *self._rows, quota, top=top)
+        configs = [job.config for _, job in owners]
+        top = self._device.top(any(config.top_logprobs for config in configs))
+        sampling = self._rows.sampling._replace(wanted=Wanted.noise_or_all(configs))
+        state, packed = decode(model, params, self._rows.state, sampling, quota, top=top)
         self._rows = self._rows._replace(state=state)
         steps = int(quota.max())
         for row, job in owners:

@@ -212,7 +212,7 @@ def sampling_row(model: Model, config: EngineConfig, asked: SamplingConfig) -> S
     """One row of what `asked` says, in arrays of the engine's widths, on the host."""
     params = sampling_params([asked], vocab_size=model.vocab_size)
     return params._replace(
-        wanted=Wanted(),  # whatever the other rows ask for: one program for all of them
+        wanted=Wanted(),  # a step knows what all of its rows ask for
         bias_ids=_widened(params.bias_ids, config.logit_biases, -1),
         bias_values=_widened(params.bias_values, config.logit_biases, 0),
         eos_ids=_widened(params.eos_ids, config.token_ids, -1),

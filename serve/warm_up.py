@@ -22,7 +22,7 @@ def warm_up(device: Device, loaded: LoadedModel) -> None:
     _look_at_pictures(device, loaded)
     asked = SamplingConfig(seed=0, max_new_tokens=2**20)
     tops = {0, device.config.top_logprobs}
-    configs = [replace(asked, top_logprobs=top) for top in tops]
+    configs = [replace(asked, top_logprobs=top, min_p=share) for top in tops for share in (0.0, 0.5)]
     rows = [_fed(device, loaded, config, size) for config in configs for size in device.config.chunks]
     _grow_and_shrink(device, loaded, configs, rows[0])
     block = read_block(rows[0].state.cache, np.int32(0), device.config.chunks[-1])

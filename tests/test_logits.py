@@ -12,8 +12,9 @@ import pytest
 from scipy import stats
 
 from models.errors import SettingsError
+from sample import logits as logits_module
 from sample.config import SamplingConfig
-from sample.logits import SamplingParams, draw, log_probabilities, process_logits, sampling_params
+from sample.logits import SamplingParams, Wanted, draw, log_probabilities, process_logits, sampling_params
 
 GOLDEN = Path(__file__).parent / "golden" / "logits" / "warpers.npz"
 process = jax.jit(process_logits)
@@ -341,6 +342,18 @@ def test_usual_requests_share_one_shape():
 def test_a_bias_beyond_the_vocabulary_is_refused():
     with pytest.raises(SettingsError, match="logit_bias: got token id 32; allowed: 0 to 31"):
         sampling_params([SamplingConfig(logit_bias={32: 1.0})], vocab_size=32)
+
+
+def test_a_server_on_a_gpu_has_two_programs_for_what_its_rows_may_ask(monkeypatch):
+    monkeypatch.setattr(logits_module, "on_cpu", lambda: False)
+    plain = [SamplingConfig(temperature=0), SamplingConfig(temperature=0.7, repetition_penalty=1.2)]
+    noise = Wanted.noise_or_all(plain)
+    assert noise == Wanted.noise_or_all(plain[:1])
+    assert noise.noise
+    assert not (noise.top_k or noise.top_p or noise.min_p or noise.processed or noise.ngrams)
+    for asked in ({"top_k": 5}, {"top_p": 0.9}, {"min_p": 0.1}, {"logprobs": "processed"}):
+        assert Wanted.noise_or_all([*plain, SamplingConfig(**asked)]) == Wanted()
+    assert Wanted.noise_or_all([*plain, SamplingConfig(no_repeat_ngram_size=3)]) == Wanted()
 
 
 if __name__ == "__main__":
