@@ -129,6 +129,8 @@ def listening_socket(settings: ServeSettings) -> socket.socket:
 def metrics_server(settings: ServerSettings, registry: "CollectorRegistry", hosts: "Hosts") -> str | None:
     """Answer scrapes in a thread of its own; returns where, or None where it is switched off.
 
+    No key is asked for, as scrapers have none: who may reach the address may read the figures.
+
     Args:
         hosts: by which it may be called.
 
@@ -139,13 +141,13 @@ def metrics_server(settings: ServerSettings, registry: "CollectorRegistry", host
 
     if not settings.telemetry.enabled:
         return None
-    port, host = settings.telemetry.prometheus_port, settings.serve.host
+    port, host = settings.telemetry.prometheus_port, settings.telemetry.prometheus_host
     try:
         server, _ = start_http_server(port, host, registry)
         server.set_app(_guarded(server.get_app(), hosts))
     except OSError as error:
-        raise UsageError(f"telemetry.prometheus_port: {port}: {_reason(error)}") from None
-    return f"http://{host}:{server.server_port}/metrics"
+        raise UsageError(f"telemetry.prometheus_port: {port} on {shorten(host)}: {_reason(error)}") from None
+    return f"http://{host_port(host, server.server_port)}/metrics"
 
 
 def _guarded(app: Any, hosts: "Hosts") -> Any:

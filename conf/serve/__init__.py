@@ -167,9 +167,10 @@ class RegistrySettings:
 @dataclass
 class TelemetrySettings:
     enabled: bool = setting(True, "figures for Prometheus", "true or false")
-    prometheus_port: int = number(
-        9464, "where, on serve.host; 0: any free port", "an integer", Range(0, 65535)
+    prometheus_host: str = typed(
+        "127.0.0.1", "where; whoever reaches it reads them, without a key", "an address or a host's name"
     )
+    prometheus_port: int = number(9464, "where; 0: any free port", "an integer", Range(0, 65535))
     otlp_endpoint: str | None = typed(
         None,
         "where traces go by OTLP over HTTP, a span for each stream; needs --extra otel",
