@@ -31,6 +31,7 @@ from serve.stream_rules import StreamRules
 ContentFilter = Callable[[str], bool]
 """Is given the text of a stream, piece by piece, before it is shown; False ends the stream."""
 
+_RENEWALS = 64  # of a stream that are kept for its trace
 _MESSAGES = {
     "prefill_failed": "the prompt could not be processed",
     "step_failed": "the model failed while it was answering",
@@ -84,11 +85,13 @@ class Stream:
         self._paused = False
         self.stalls = 0  # how often there was no credit
         self.reseeds = 0
+        self.renewals: deque[tuple[float, float]] = deque(maxlen=_RENEWALS)  # the latest: from when to when
         self._gaps: list[float] = []  # seconds between tokens, that nobody has taken yet
         self._reader = 0  # the newest one's ticket
         self._begun = self._last = clock()
         self._prefilled: float | None = None
         self._first: float | None = None
+        self._renewing: float | None = None  # since when its row is being renewed
         self._stalled: float | None = None  # since when there is no credit
         self._alone: float | None = self._begun  # since when nobody reads
         self._emit(start)
@@ -116,6 +119,7 @@ class Stream:
     def reseeding(self) -> None:
         """Its row is being renewed."""
         self.reseeds += 1
+        self._renewing = self._clock()
         self._phase = "reseed"
 
     def push(self, piece: Piece) -> None:
@@ -129,6 +133,7 @@ class Stream:
             else:
                 self._gaps.append(now - self._last)
             self._last, self._phase = now, "decode"
+            self._renewed(now)
             self._tokens += 1
             for pieces in self._chunker.push(piece, now):
                 self._show(pieces)
@@ -321,7 +326,13 @@ class Stream:
         if not self.closed:
             self._close(End(reason, self.usage, self.timings, cause))
 
+    def _renewed(self, now: float) -> None:
+        if self._renewing is not None:
+            self.renewals.append((self._renewing - self._begun, now - self._begun))
+            self._renewing = None
+
     def _close(self, end: End | Error) -> None:
+        self._renewed(self._clock())
         self.end = end
         self._emit(end)
 
