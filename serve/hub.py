@@ -292,6 +292,7 @@ class Hub:
             picture_misses=figures.picture_misses,
             prefix_bytes=figures.prefix_bytes,
             prefix_tokens_reused=figures.prefix_tokens_reused,
+            cache_use=self.engine.cache_use,
         )
 
 

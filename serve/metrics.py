@@ -28,6 +28,7 @@ class Reading(NamedTuple):
     picture_misses: int
     prefix_bytes: int
     prefix_tokens_reused: int
+    cache_use: float
 
 
 class Metrics:
@@ -49,6 +50,12 @@ class Metrics:
         )
         self._failed = Counter("saccade_stream_errors", "Streams that failed.", ["code"], registry=registry)
         self._tokens = Counter("saccade_tokens", "Tokens that were made.", registry=registry)
+        self.slow_consumers = Counter(
+            "saccade_slow_consumers", "Streams whose reader was slow.", registry=registry
+        )
+        self._loops = Counter(
+            "saccade_stream_loop_blocks", "Streams that were ended in a loop.", registry=registry
+        )
         self._stalls = Counter(
             "saccade_stream_credit_stalls", "How often a stream stood still for an ack.", registry=registry
         )
@@ -90,20 +97,24 @@ class Metrics:
         for gap in seconds:
             self._gaps.observe(gap)
 
+    def held_up(self, stalls: int, reseeds: int) -> None:
+        """A stream has stood still so many times more for want of credit, or while its row was renewed."""
+        self._stalls.inc(stalls)
+        self._reseeds.inc(reseeds)
+
     def throughput(self, tokens_per_second: float) -> None:
         """Of all streams together, now."""
         self._throughput.set(tokens_per_second)
 
     def ended(self, stream: Stream) -> None:
         """A stream has ended."""
-        self._stalls.inc(stream.stalls)
-        self._reseeds.inc(stream.reseeds)
         if isinstance(stream.end, Error):
             self._failed.labels(stream.end.code).inc()
         elif isinstance(stream.end, End) and stream.end.finish_reason == "cancelled":
             self._cancelled.labels(stream.end.cause or "client").inc()
         elif isinstance(stream.end, End):
             self._completed.labels(stream.end.finish_reason).inc()
+            self._loops.inc(stream.end.finish_reason == "repetition")
 
 
 class _Now(Collector):
@@ -121,6 +132,7 @@ class _Now(Collector):
             ("saccade_rows", "Rows that a step computes.", reading.rows),
             ("saccade_stream_limit", "Streams that may run at once.", reading.limit),
             ("saccade_unacked_chunks", "Chunks on their way to readers.", reading.unacked),
+            ("saccade_cache_use_ratio", "Slots of rows' keys and values that are filled.", reading.cache_use),
             ("saccade_picture_cache_bytes", "Memory of pictures that were seen.", reading.picture_bytes),
             ("saccade_prefix_cache_bytes", "Memory of what prompts begin with.", reading.prefix_bytes),
         ):

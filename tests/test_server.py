@@ -16,6 +16,7 @@ import numpy as np
 import openai
 import pytest
 from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
 
 from sample import SamplingConfig, prepare_inputs, sample
 from tests import commands
@@ -348,6 +349,55 @@ def test_metrics_add_up(server, client):
     assert more("saccade_tokens_total") > events[-1]["usage"]["completion_tokens"]
     assert more("saccade_tokens_total") == more("saccade_stream_inter_token_seconds_count") + 2
     assert after["saccade_rows_running"] == after["saccade_unacked_chunks"] == 0
+
+
+FIGURES = {
+    "saccade_cache_use_ratio",
+    "saccade_picture_cache_bytes",
+    "saccade_picture_cache_hits",
+    "saccade_picture_cache_misses",
+    "saccade_prefix_cache_bytes",
+    "saccade_prefix_cache_tokens",
+    "saccade_queue_depth",
+    "saccade_requests_rejected",
+    "saccade_rows",
+    "saccade_rows_running",
+    "saccade_slow_consumers",
+    "saccade_stream_cancellations",
+    "saccade_stream_credit_stalls",
+    "saccade_stream_errors",
+    "saccade_stream_heartbeats",
+    "saccade_stream_inter_token_seconds",
+    "saccade_stream_limit",
+    "saccade_stream_loop_blocks",
+    "saccade_stream_queue_seconds",
+    "saccade_stream_reseeds",
+    "saccade_stream_resumes",
+    "saccade_stream_throughput",
+    "saccade_stream_ttft_seconds",
+    "saccade_streams_active",
+    "saccade_streams_completed",
+    "saccade_streams_started",
+    "saccade_tokens",
+    "saccade_unacked_chunks",
+}
+
+
+def test_the_figures_are_these(server):
+    scraped = text_string_to_metric_families(httpx.get(server.metrics_url).text)
+    assert {f.name for f in scraped if not f.name.endswith("_created")} == FIGURES
+
+
+def test_an_end_in_a_loop_and_the_time_in_the_queue_are_counted(server):
+    before = server.metrics()
+    events = told(stream(server, max_tokens=100, logit_bias={"70": 100}, max_pattern_repeats=3))
+    assert events[-1]["finish_reason"] == "repetition"
+    until(lambda: server.metrics()["saccade_streams_active"] == 0)
+    until(lambda: ends(server.metrics()) == server.metrics()["saccade_streams_started_total"])
+    after = server.metrics()
+    more = {key: after[key] - before[key] for key in before}
+    assert more["saccade_stream_loop_blocks_total"] == more["saccade_stream_queue_seconds_count"] == 1
+    assert 0 < more["saccade_stream_queue_seconds_sum"] <= more["saccade_stream_ttft_seconds_sum"]
 
 
 def test_sigterm_lets_streams_end_and_takes_no_new_ones(tiny_directory, env, server):

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -164,6 +165,37 @@ def test_an_endless_stream_goes_on_until_it_is_cancelled(tiny, server):
     told = [token for event in client.deltas for token in event["token_ids"]]
     assert told[:300] == [token.token_id for token in tokens]
     server.until_idle()
+
+
+ENDLESS = {"max_tokens": None, "endless": {"context": 128, "sinks": 4, "tail": 40}}
+
+
+def test_figures_of_a_stream_are_told_while_it_runs(server):
+    until(lambda: server.metrics()["saccade_cache_use_ratio"] == 0)
+    with opened(server, **ENDLESS) as client:
+        client.until(lambda event: event["event"] == "delta")
+        reading = threading.Thread(target=client.rest)
+        reading.start()
+        try:
+            until(lambda: server.metrics()["saccade_stream_throughput"] > 0)
+            figures = server.metrics()
+        finally:
+            client.say({"type": "cancel"})
+            reading.join()
+    assert figures["saccade_stream_limit"] == figures["saccade_rows"] == 4
+    assert 0 < figures["saccade_cache_use_ratio"] <= 128 / 512 / 4
+    until(lambda: server.metrics()["saccade_cache_use_ratio"] == 0)
+    until(lambda: server.metrics()["saccade_stream_throughput"] == 0)
+
+
+def test_a_reader_that_does_not_acknowledge_is_a_stall_and_a_slow_one_in_log_and_figures(server):
+    names = ("saccade_stream_credit_stalls_total", "saccade_slow_consumers_total")
+    before = server.metrics()
+    with opened(server, acks=False, **ENDLESS) as client:
+        events = client.rest()
+    assert events[-1]["cause"] == "ack_timeout"
+    server.wait_for(f"slow consumer: stream {events[0]['stream']}, {WINDOW} unacked")
+    until(lambda: all(server.metrics()[name] == before[name] + 1 for name in names))
 
 
 def test_without_acks_it_stops_at_the_window_and_is_cancelled_with_an_event(server):
