@@ -34,6 +34,7 @@ def hub_config(settings: ServerSettings) -> "HubConfig":
     from serve.hosts import Hosts  # noqa: PLC0415
     from serve.hub import HubConfig  # noqa: PLC0415
     from serve.keys import Keys, read_keys  # noqa: PLC0415
+    from serve.metrics import SWITCHES  # noqa: PLC0415
     from serve.prepare import RequestLimits  # noqa: PLC0415
     from serve.rates import Rates  # noqa: PLC0415
 
@@ -74,6 +75,7 @@ def hub_config(settings: ServerSettings) -> "HubConfig":
             rates=rates,
             fetcher=fetcher,
             observer=_observer(settings.telemetry.otlp_endpoint),
+            untracked=[name for name in SWITCHES if not getattr(registry.metrics, name)],
             collecting=pooling.pool_cleanup_interval_ms / 1e3 if pooling.enabled else None,
         )
 
@@ -139,7 +141,7 @@ def metrics_server(settings: ServerSettings, registry: "CollectorRegistry", host
     """
     from prometheus_client import start_http_server  # noqa: PLC0415
 
-    if not settings.telemetry.enabled:
+    if not (settings.telemetry.enabled and settings.stream_registry.metrics.enabled):
         return None
     port, host = settings.telemetry.prometheus_port, settings.telemetry.prometheus_host
     try:
@@ -192,8 +194,8 @@ def _rules(given: ServeSettings, registry: RegistrySettings) -> "StreamRules":
 
     flow = registry.backpressure
     window, ring = flow.max_unacked_chunks, given.resume_events
-    if not flow.enabled:  # as many as an answer can have
-        window, ring = given.context, given.context + 4
+    if not flow.enabled:  # a whole answer is kept: its reader misses nothing, however slow it is
+        window, ring = None, max(ring, given.context + 4)
     with _named("stream_registry.backpressure"):
         return StreamRules(
             max_unacked_chunks=window,

@@ -1,6 +1,6 @@
 """What a server tells Prometheus. Counted on the event loop, read by the thread that answers scrapes."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -12,6 +12,10 @@ from serve.stream import Stream
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _GAPS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
+
+
+SWITCHES = {"track_ttft": "_first", "track_throughput": "_throughput", "track_cancellations": "_cancelled"}
+"""Settings that leave a figure out, and which."""
 
 
 class Reading(NamedTuple):
@@ -32,9 +36,14 @@ class Reading(NamedTuple):
 
 
 class Metrics:
-    """Every stream that is started is told of once more, by `ended`: started = all ends + active."""
+    """Every stream that is started is told of once more, by `ended`: started = all ends + active.
 
-    def __init__(self, read: Callable[[], Reading]) -> None:
+    Args:
+        read: asked at each scrape.
+        untracked: of `SWITCHES`, those that are not told.
+    """
+
+    def __init__(self, read: Callable[[], Reading], untracked: Collection[str] = ()) -> None:
         self.registry = registry = CollectorRegistry()
         self.started = Counter("saccade_streams_started", "Streams that were queued.", registry=registry)
         self.resumes = Counter("saccade_stream_resumes", "Readers that came back.", registry=registry)
@@ -84,6 +93,8 @@ class Metrics:
             "saccade_stream_throughput", "Tokens per second of all streams.", registry=registry
         )
         registry.register(_Now(read))
+        for name in untracked:
+            registry.unregister(getattr(self, SWITCHES[name]))
 
     def begun(self, queued: float, first_token: float) -> None:
         """A stream's first token has come, so many seconds from its request."""

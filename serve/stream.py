@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 from sample.outcome import FinishReason
 from serve.chunks import ChunkConfig, Chunker
-from serve.credits import Credits
+from serve.credits import Credits, NoCredits
 from serve.events import (
     Delta,
     End,
@@ -78,7 +78,8 @@ class Stream:
         self._clock, self._wake, self._notify = clock, wake, notify
         self._lock = threading.RLock()
         self._ring: deque[Event] = deque(maxlen=self.rules.ring)
-        self._credits = Credits(self.rules.max_unacked_chunks)
+        window = self.rules.max_unacked_chunks
+        self._credits = NoCredits() if window is None else Credits(window)
         self._made = 0  # events
         self._tokens = self._shown = 0  # that came, and that are in deltas
         self._phase: Phase = "queued"
@@ -108,7 +109,7 @@ class Stream:
 
         Of all credit half, so that acks come in while the other half is being made.
         """
-        most = max(self.rules.max_unacked_chunks // 2, 1)
+        most = max(self._credits.window // 2, 1)
         return 0 if self._paused else min(self._credits.room(in_flight), most)
 
     def prefilling(self) -> None:

@@ -323,6 +323,17 @@ def test_words_that_are_none_change_nothing(tiny, server):
     assert client.text == result.texts[0]
 
 
+def test_with_the_settings_for_tests_no_stream_is_held_up_for_an_ack(tiny_directory, env):
+    settings = (*SMALL, "env=test", "stream_registry.backpressure.ack_timeout_ms=1")
+    with running(tiny_directory(), env, *settings) as own:
+        with opened(own, acks=False, **ENDLESS) as client:
+            client.until(lambda event: event["event"] == "delta" and event["index"] == 2 * 512)
+            client.say({"type": "cancel"})
+            end = client.rest()[-1]
+        assert (end["finish_reason"], end["cause"]) == ("cancelled", "client")
+        assert own.metrics()["saccade_stream_credit_stalls_total"] == 0
+
+
 def test_the_handshake_is_refused_with_a_time_to_come_back_where_no_streams_may_come(tiny_directory, env):
     with running(tiny_directory(), env, *SMALL, wait=False) as own:
         with pytest.raises(InvalidStatus) as refused:
