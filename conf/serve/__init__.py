@@ -121,6 +121,15 @@ class BackpressureSettings:
 
 @dataclass
 class AdaptiveSettings:
+    """Seed 004's algorithm, but for what would make it swing or fail in an overload:
+
+    - a time to first token above its target lowers the limit by 2, too, and that is a ceiling which rises by
+      one in 12 adjustments: the seed's limit would rise by 5 into the same breach again;
+    - it rises by 5 only below 0.8 of the target, as just below it 5 more would be too many;
+    - the time in the queue is no part of that time, as in an overload it grows whatever the limit is; where
+      it is over `target_latency_ms`, the limit rises also below `scale_up_threshold`: bursts are short.
+    """
+
     enabled: bool = setting(
         True, "the limit of streams follows the load", "true or false: always max_streams"
     )
