@@ -4,7 +4,6 @@ import base64
 import io
 import json
 import shutil
-import signal
 import socket
 import subprocess
 import time
@@ -19,7 +18,6 @@ from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
 from sample import SamplingConfig, prepare_inputs, sample
-from tests import commands
 from tests.servers import SMALL, Server, running
 
 
@@ -398,37 +396,6 @@ def test_an_end_in_a_loop_and_the_time_in_the_queue_are_counted(server):
     more = {key: after[key] - before[key] for key in before}
     assert more["saccade_stream_loop_blocks_total"] == more["saccade_stream_queue_seconds_count"] == 1
     assert 0 < more["saccade_stream_queue_seconds_sum"] <= more["saccade_stream_ttft_seconds_sum"]
-
-
-def test_sigterm_lets_streams_end_and_takes_no_new_ones(tiny_directory, env, server):
-    with running(tiny_directory(), env, *SMALL, wait=False, start=commands.start) as own:
-        loading = httpx.post(f"{own.url}/v1/stream", json={"messages": asked("a")})
-        assert loading.status_code == 503 or own.health()["rows"]
-        own.wait_for("^ready")
-        with httpx.stream("POST", f"{own.url}/v1/stream", json=LONG, timeout=60) as response:
-            lines = response.iter_lines()
-            while "delta" not in next(lines):
-                pass
-            own.process.send_signal(signal.SIGTERM)
-            until(lambda: httpx.get(f"{own.url}/ready").status_code == 503)
-            refused = httpx.post(f"{own.url}/v1/stream", json={"messages": asked("a")})
-            assert (refused.status_code, refused.headers["retry-after"]) == (503, "5")
-            end = [line for line in lines if line.startswith("data: ")][-1]
-        assert json.loads(end.removeprefix("data: "))["finish_reason"] == "length"
-        assert own.process.wait(30) == 0
-
-
-def test_what_does_not_end_in_time_gets_an_error_when_the_server_stops(tiny_directory, env):
-    with running(tiny_directory(), env, *SMALL, "serve.drain_timeout_ms=0") as own:
-        body = LONG | {"logprobs": True, "top_logprobs": 20}  # long enough to be cut off
-        with httpx.stream("POST", f"{own.url}/v1/stream", json=body, timeout=60) as response:
-            lines = response.iter_lines()
-            while "delta" not in next(lines):
-                pass
-            own.process.send_signal(signal.SIGTERM)
-            end = json.loads([line for line in lines if line.startswith("data: ")][-1][6:])
-        assert (end["event"], end["code"]) == ("error", "engine_closed")
-        assert own.process.wait(30) == 0
 
 
 @pytest.mark.parametrize(
