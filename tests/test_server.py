@@ -7,6 +7,8 @@ import shutil
 import socket
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import httpx
@@ -16,6 +18,7 @@ import openai
 import pytest
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
+from websockets.sync.client import connect
 
 from sample import SamplingConfig, prepare_inputs, sample
 from tests.servers import SMALL, Server, running
@@ -227,22 +230,56 @@ def test_a_reader_that_stops_reading_is_waited_for_and_then_cancelled(tiny, serv
     assert received.count(b"logprob") / 21 < 440  # it did not come to its end
 
 
-def test_when_too_many_wait_the_next_is_refused_with_a_time_to_come_back(server):
-    body = json.dumps(LONG | {"stream": True, "logprobs": True, "top_logprobs": 20}).encode()
-    taken = []
-    try:
+@contextmanager
+def crowded(server: Server) -> Iterator[None]:
+    """As many streams as may run, and as many as may wait, all of them paused."""
+    url = server.url.replace("http", "ws") + "/v1/stream/ws"
+    with ExitStack() as taken:
         for figure, count in (("running", 4), ("waiting", 2)):  # the rows, and the places to wait
             for number in range(count):
-                taken.append(raw(server, "/v1/stream", body))
+                reader = taken.enter_context(connect(url, open_timeout=60, proxy=None))
+                for word in ({"type": "open", "request": LONG}, {"type": "pause"}):
+                    reader.send(json.dumps(word))
+                taken.callback(reader.send, json.dumps({"type": "cancel"}))
                 until(lambda figure=figure, number=number: server.health()[figure] > number)
-        refused = stream(server)
-        assert (refused.status_code, refused.json()["error"]["code"]) == (429, "busy")
-        assert 1 <= int(refused.headers["retry-after"]) <= 60
-    finally:
-        for connection in taken:
-            connection.close()
+        yield
     until(lambda: server.health()["running"] + server.health()["waiting"] == 0)
+
+
+def test_when_too_many_wait_the_next_is_refused_with_a_time_to_come_back(server):
+    with crowded(server):
+        refused = stream(server)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (429, "busy")
+    assert 1 <= int(refused.headers["retry-after"]) <= 60
     assert told(stream(server))[-1]["event"] == "end"
+
+
+def text_of_tokens(loaded, tokens: int) -> str:
+    """A text whose prompt has so many tokens."""
+    model, params, processor = loaded
+
+    def count(length: int) -> int:
+        inputs = prepare_inputs(model, params, processor, prompt="7" * length)
+        return inputs.prompt_tokens.shape[1]
+
+    length = tokens - count(0)
+    assert count(length) == tokens
+    return "7" * length
+
+
+def test_the_longest_prompt_leaves_room_for_one_token(tiny, server):
+    """Of 512 tokens together; one token more, of prompt or answer, is refused before any stream."""
+    longest = asked(text_of_tokens(tiny(), 511))
+    events = told(stream(server, messages=longest, max_tokens=1))
+    assert (events[0]["prompt_tokens"], events[-1]["usage"]["completion_tokens"]) == (511, 1)
+    too_long = asked(text_of_tokens(tiny(), 512))
+    for messages, length, code in (
+        (longest, 2, "invalid_value"),
+        (too_long, 1, "context_length_exceeded"),
+        (too_long, None, "context_length_exceeded"),
+    ):
+        refused = stream(server, messages=messages, max_tokens=length)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (400, code)
 
 
 WRONG: dict[str, tuple[Any, int, str]] = {
@@ -332,7 +369,7 @@ def test_metrics_add_up(server, client):
     while not next(iter(chunks)).choices[0].delta.content:
         pass
     chunks.close()
-    until(lambda: server.metrics()["saccade_streams_active"] == 0)
+    server.until_idle()  # its row is free a step behind its end
     until(lambda: ends(server.metrics()) == server.metrics()["saccade_streams_started_total"])
     after = server.metrics()
 

@@ -13,7 +13,7 @@ from websockets.sync.client import ClientConnection, connect
 
 from sample import SamplingConfig, StreamConfig, prepare_inputs, sample_streaming
 from tests.servers import SMALL, Server, running
-from tests.test_server import LONG, SETTINGS, asked, expected, picture, stream, told, until
+from tests.test_server import LONG, SETTINGS, asked, crowded, expected, picture, stream, told, until
 
 ASKED = {"messages": asked("What's this?"), "max_tokens": 20, **SETTINGS}
 WINDOW = 24  # unacknowledged deltas, as the server of these tests has it
@@ -303,6 +303,29 @@ WRONG: dict[str, tuple[Any, int, str]] = {
 def test_what_opens_no_stream_is_told_before_the_connection_is_closed(server, name):
     opening, code, kind = WRONG[name]
     assert refusal(Client(server, opening)) == (code, kind)
+
+
+def test_when_too_many_wait_the_answer_says_when_to_come_back(server):
+    with crowded(server), opened(server) as client:
+        (answer,) = client.rest()
+    assert (client.code, answer["error"]["code"]) == (4429, "busy")
+    assert 1 <= answer["retry_after"] <= 60
+
+
+@pytest.mark.parametrize(
+    ("within", "beyond"),
+    [(["no such text"] * 4, ["a"]), (["a" * 256], ["a" * 257])],
+    ids=["how many", "how long"],
+)
+def test_stop_strings_that_are_added_stay_within_the_limits(server, within, beyond):
+    with opened(server, acks=False, **LONG) as client:
+        client.until(lambda event: event["event"] == "start")
+        client.say({"type": "stop", "stop": within})
+        client.say({"type": "stop", "stop": beyond})
+        client.until(lambda event: "error" in event)
+        client.say({"type": "cancel"})
+        codes = [event["error"]["code"] for event in client.rest() if "error" in event]
+    assert codes == ["limit_exceeded"]
 
 
 def test_a_message_that_is_too_large_ends_the_connection(server):
