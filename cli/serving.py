@@ -35,6 +35,7 @@ def hub_config(settings: ServerSettings) -> "HubConfig":
     from serve.hosts import Hosts  # noqa: PLC0415
     from serve.hub import HubConfig  # noqa: PLC0415
     from serve.keys import Keys, read_keys  # noqa: PLC0415
+    from serve.metrics import SWITCHES  # noqa: PLC0415
     from serve.prepare import RequestLimits  # noqa: PLC0415
     from serve.rates import Rates  # noqa: PLC0415
 
@@ -77,6 +78,7 @@ def hub_config(settings: ServerSettings) -> "HubConfig":
             fetcher=fetcher,
             content_filter=content_filter,
             observer=_observer(settings.telemetry.otlp_endpoint),
+            untracked=[name for name in SWITCHES if not getattr(registry.metrics, name)],
             collecting=pooling.pool_cleanup_interval_ms / 1e3 if pooling.enabled else None,
         )
 
@@ -132,6 +134,8 @@ def listening_socket(settings: ServeSettings) -> socket.socket:
 def metrics_server(settings: ServerSettings, registry: "CollectorRegistry", hosts: "Hosts") -> str | None:
     """Answer scrapes in a thread of its own; returns where, or None where it is switched off.
 
+    No key is asked for, as scrapers have none: who may reach the address may read the figures.
+
     Args:
         hosts: by which it may be called.
 
@@ -140,15 +144,15 @@ def metrics_server(settings: ServerSettings, registry: "CollectorRegistry", host
     """
     from prometheus_client import start_http_server  # noqa: PLC0415
 
-    if not settings.telemetry.enabled:
+    if not (settings.telemetry.enabled and settings.stream_registry.metrics.enabled):
         return None
-    port, host = settings.telemetry.prometheus_port, settings.serve.host
+    port, host = settings.telemetry.prometheus_port, settings.telemetry.prometheus_host
     try:
         server, _ = start_http_server(port, host, registry)
         server.set_app(_guarded(server.get_app(), hosts))
     except OSError as error:
-        raise UsageError(f"telemetry.prometheus_port: {port}: {_reason(error)}") from None
-    return f"http://{host}:{server.server_port}/metrics"
+        raise UsageError(f"telemetry.prometheus_port: {port} on {shorten(host)}: {_reason(error)}") from None
+    return f"http://{host_port(host, server.server_port)}/metrics"
 
 
 def _guarded(app: Any, hosts: "Hosts") -> Any:
@@ -193,8 +197,8 @@ def _rules(given: ServeSettings, registry: RegistrySettings) -> "StreamRules":
 
     flow = registry.backpressure
     window, ring = flow.max_unacked_chunks, given.resume_events
-    if not flow.enabled:  # as many as an answer can have
-        window, ring = given.context, given.context + 4
+    if not flow.enabled:  # a whole answer is kept: its reader misses nothing, however slow it is
+        window, ring = None, max(ring, given.context + 4)
     with _named("stream_registry.backpressure"):
         return StreamRules(
             max_unacked_chunks=window,

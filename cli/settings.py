@@ -41,7 +41,7 @@ def parse_settings(argv: Sequence[str], schema: Schema[T] = GENERATION) -> T:
     typed: dict[str, str] = {}
     overrides: dict[str, str] = {}
     for argument in argv:
-        key, value = _split(argument, fields, schema.options)
+        key, value = _split(argument, fields, schema)
         (typed if key in fields and fields[key].metadata["typed_by_user"] else overrides)[key] = value
     settings = _compose(overrides, fields, schema)
     for key, value in overrides.items():
@@ -52,11 +52,13 @@ def parse_settings(argv: Sequence[str], schema: Schema[T] = GENERATION) -> T:
     return settings
 
 
-def _split(argument: str, fields: dict[str, Field], options: dict[str, Any]) -> tuple[str, str]:
-    key, equals, value = argument.partition("=")
+def _split(argument: str, fields: dict[str, Field], schema: Schema) -> tuple[str, str]:
+    (key, equals, value), options = argument.partition("="), schema.options
     if key in options and equals:
         if value not in options[key]:
             raise UsageError(f"{key}: got {shorten(value)}; allowed: {', '.join(options[key])}")
+    elif key in schema.without:
+        raise UsageError(f"{key}: there is no such setting: {schema.without[key]}")
     elif key not in fields:
         raise UsageError(_unknown(argument, key, bool(equals), [*fields, *options]))
     elif not equals:

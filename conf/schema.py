@@ -7,8 +7,10 @@ text and paths: their values are taken as they were typed and never pass through
 # ruff: noqa: RUF009  (the functions called in the dataclasses return fields)
 
 import math
+from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, field
 from enum import Enum
+from types import MappingProxyType
 from typing import Any, Generic, NamedTuple, TypeVar
 
 T = TypeVar("T")
@@ -306,13 +308,15 @@ GROUP_OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
 class Schema(NamedTuple, Generic[T]):
     """What a command can be told: its settings, and the options of their groups.
 
-    `whole` names the groups whose options may set anything, and not only what stands in the group.
+    `whole` names the groups whose options may set anything, and not only what stands in the group. `without`
+    says of settings that others have why there is no such one here.
     """
 
     name: str
     root: type[T]
     options: dict[str, dict[str, dict[str, Any]]]
     whole: tuple[str, ...] = ()
+    without: Mapping[str, str] = MappingProxyType({})
 
 
 GENERATION = Schema("settings", Settings, GROUP_OPTIONS)

@@ -88,6 +88,12 @@ class Batch:
         """How many rows a step computes, taken or not."""
         return len(self._jobs)
 
+    @property
+    def cache_use(self) -> float:
+        """The share of the slots that is filled, of all rows, those beside the step too."""
+        rows = max(self.rows + len(self._beside), 1)
+        return sum(job.filled for job in self.jobs) / (rows * self._device.slots)
+
     def add(self, job: Job, row: Rows) -> int:
         """Give a job a row, filled as `row` is, or fill the one that it has; returns which."""
         if job not in self._jobs and None not in self._jobs:

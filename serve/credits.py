@@ -11,7 +11,7 @@ class Credits:
     """Deltas on their way to a reader, by event id, each with the time at which it was made."""
 
     def __init__(self, window: int) -> None:
-        self._window = window
+        self.window = window
         self._open: deque[tuple[int, float]] = deque()
         self._sent = self._acked = 0  # the latest ids
 
@@ -27,7 +27,7 @@ class Credits:
 
     def room(self, in_flight: int) -> int:
         """How many more may be made, beside as many as are being made."""
-        return max(self._window - len(self._open) - in_flight, 0)
+        return max(self.window - len(self._open) - in_flight, 0)
 
     def sent(self, event_id: int, now: float) -> None:
         """A delta has been made."""
@@ -59,3 +59,16 @@ class Credits:
         if event_id <= self._acked:
             return "acknowledged already, or no delta"
         return "one before it is missing" if event_id <= self._sent else "not sent yet"
+
+
+class NoCredits(Credits):
+    """For readers that need not acknowledge: there is always room, and an ack means nothing."""
+
+    def __init__(self) -> None:
+        super().__init__(2**30)
+
+    def sent(self, event_id: int, now: float) -> None:
+        """Nobody waits for its ack."""
+
+    def ack(self, event_id: int) -> None:
+        """Whatever it is."""

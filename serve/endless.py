@@ -19,23 +19,23 @@ class EndlessRow:
     def __init__(self, plan: StreamPlan) -> None:
         self.seen: list[VisionEmbeddings] = []
         self._plan = plan
-        self._filled = self._total = len(plan.prompt)  # slots, and tokens that have been delivered
+        self.filled = self._total = len(plan.prompt)  # slots, and tokens that have been delivered
         self._recent = deque(plan.prompt.tolist(), plan.tail)
         self._renewing = False
 
     @property
     def is_full(self) -> bool:
         """Whether the next token would not fit, and nothing is being done about it."""
-        return self._filled >= self._plan.context and not self._renewing
+        return self.filled >= self._plan.context and not self._renewing
 
     @property
     def room(self) -> int:
         """How many steps its row can take."""
-        return 0 if self._renewing else self._plan.context - self._filled
+        return 0 if self._renewing else self._plan.context - self.filled
 
     def stepped(self, steps: int) -> None:
         """So many more slots are filled."""
-        self._filled += steps
+        self.filled += steps
 
     def delivered(self, token: int) -> None:
         """One more token."""
@@ -47,7 +47,7 @@ class EndlessRow:
         self._renewing = True
         tail = min(self._plan.tail, self._total - self._plan.floor)
         whole = self._plan.renewed(np.array(list(self._recent)[len(self._recent) - tail :], np.int32))
-        self._filled = int(whole.lengths[0])
+        self.filled = int(whole.lengths[0])
         return whole
 
     def end_renewal(self) -> None:

@@ -109,6 +109,11 @@ class Engine:
             prefix_tokens_reused=prefixes.reused,
         )
 
+    @property
+    def cache_use(self) -> float:
+        """The share of all rows' slots that is filled; from any thread."""
+        return self._batch.cache_use if self._ready.is_set() else 0.0
+
     def start(self, delivered: Callable[[], None] = lambda: None) -> None:
         """Start the thread, and wait until all programs are compiled.
 

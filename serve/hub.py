@@ -5,7 +5,7 @@ import contextlib
 import logging
 import secrets
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -58,6 +58,7 @@ class HubConfig:
     fetcher: Fetcher = field(default_factory=Fetcher)
     content_filter: FilterMaker = no_filter
     observer: Observer = field(default_factory=Observer)
+    untracked: Collection[str] = ()  # of `serve.metrics.SWITCHES`
     collecting: float | None = 30.0  # seconds between two collections of garbage; None: as Python has it
 
     def __post_init__(self):
@@ -79,7 +80,7 @@ class Hub:
         self.limit = AdaptiveLimit(self.config.streams, time.monotonic())
         self.engine.limit = self.limit.limit
         self._live: dict[str, Live] = {}
-        self.metrics = Metrics(self._reading)
+        self.metrics = Metrics(self._reading, self.config.untracked)
         self._keeper = Keeper(self._live, self.engine, self.limit, self.metrics, self.config.observer)
         self._ticking: asyncio.Task | None = None
         self._pictures = PictureOpener(self.config.limits, self.config.fetcher)
@@ -317,6 +318,7 @@ class Hub:
             picture_misses=figures.picture_misses,
             prefix_bytes=figures.prefix_bytes,
             prefix_tokens_reused=figures.prefix_tokens_reused,
+            cache_use=self.engine.cache_use,
         )
 
 

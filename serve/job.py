@@ -93,6 +93,13 @@ class Job:
         return room if self.endless is None else min(room, self.endless.room)
 
     @property
+    def filled(self) -> int:
+        """How many slots of its row are, once it has one; the newest token is in none yet."""
+        if self.endless is not None:
+            return self.endless.filled
+        return len(self.prompt.tokens) + self._dispatched - 1
+
+    @property
     def wants_room(self) -> bool:
         """Whether its row is full, and all tokens are there of which a new beginning is made."""
         settled = self._dispatched == self._delivered

@@ -1,7 +1,6 @@
 """What time does to a server's streams: they are given up, counted, and forgotten; the limit follows."""
 
 import asyncio
-import itertools
 import logging
 import math
 import time
@@ -16,7 +15,6 @@ from serve.observer import Observer
 
 _log = logging.getLogger(__name__)
 _TICK = 0.05  # seconds
-_WARNINGS = 20  # ticks between two about the same stream
 
 
 class Keeper:
@@ -55,19 +53,18 @@ class Keeper:
 
     async def _look(self, heartbeat: float, retained: float, collecting: float) -> None:
         collected = time.monotonic()
-        for tick in itertools.count():
+        while True:
             await asyncio.sleep(_TICK)
             self._adjust()
             if time.monotonic() - collected > collecting:
                 self._collector.collect()
                 collected = time.monotonic()
             for live in self._not_retired():
+                self._watch(live)
                 live.stream.tick()
                 self._count(live)
                 if live.silent(heartbeat):
                     live.news.set()
-                if tick % _WARNINGS == 0 and live.stream.slow and not live.stream.closed:
-                    _log.warning("slow consumer: stream %s, %d unacked", live.id, live.stream.unacked)
             self._forget(retained)
             self._count_tokens()
 
@@ -86,8 +83,17 @@ class Keeper:
             self._engine.limit = limit
             self._engine.wake()
 
+    def _watch(self, live: Live) -> None:
+        """Tell of a slow reader, once."""
+        if live.slow or live.stream.closed or not live.stream.slow:
+            return
+        live.slow = True
+        self._metrics.slow_consumers.inc()
+        _log.warning("slow consumer: stream %s, %d unacked", live.id, live.stream.unacked)
+
     def _observe(self, live: Live) -> None:
-        """How long it was between tokens; once, how long until the first one."""
+        """What held it up, and how long it was between tokens; once, how long until the first one."""
+        self._metrics.held_up(*live.held_up())
         gaps = live.stream.take_gaps()
         self._metrics.gaps(gaps)
         self._tokens += len(gaps)

@@ -16,11 +16,19 @@ class Live:
         self.told = time.monotonic()  # when its reader last got something
         self.over: float | None = None  # since when it has ended
         self.begun = False  # its first token was seen
+        self.slow = False  # its reader was
+        self._held_up = (0, 0)
 
     @property
     def id(self) -> str:
         """Its public name."""
         return self.stream.start.stream
+
+    def held_up(self) -> tuple[int, int]:
+        """Credit stalls and reseeds since this was last asked."""
+        (stalls, reseeds), now = self._held_up, (self.stream.stalls, self.stream.reseeds)
+        self._held_up = now
+        return now[0] - stalls, now[1] - reseeds
 
     def silent(self, seconds: float) -> bool:
         """Whether its reader has got nothing for so long."""

@@ -1,6 +1,6 @@
 """What a server tells Prometheus. Counted on the event loop, read by the thread that answers scrapes."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -12,6 +12,10 @@ from serve.stream import Stream
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _GAPS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
+
+
+SWITCHES = {"track_ttft": "_first", "track_throughput": "_throughput", "track_cancellations": "_cancelled"}
+"""Settings that leave a figure out, and which."""
 
 
 class Reading(NamedTuple):
@@ -28,12 +32,18 @@ class Reading(NamedTuple):
     picture_misses: int
     prefix_bytes: int
     prefix_tokens_reused: int
+    cache_use: float
 
 
 class Metrics:
-    """Every stream that is started is told of once more, by `ended`: started = all ends + active."""
+    """Every stream that is started is told of once more, by `ended`: started = all ends + active.
 
-    def __init__(self, read: Callable[[], Reading]) -> None:
+    Args:
+        read: asked at each scrape.
+        untracked: of `SWITCHES`, those that are not told.
+    """
+
+    def __init__(self, read: Callable[[], Reading], untracked: Collection[str] = ()) -> None:
         self.registry = registry = CollectorRegistry()
         self.started = Counter("saccade_streams_started", "Streams that were queued.", registry=registry)
         self.resumes = Counter("saccade_stream_resumes", "Readers that came back.", registry=registry)
@@ -49,6 +59,12 @@ class Metrics:
         )
         self._failed = Counter("saccade_stream_errors", "Streams that failed.", ["code"], registry=registry)
         self._tokens = Counter("saccade_tokens", "Tokens that were made.", registry=registry)
+        self.slow_consumers = Counter(
+            "saccade_slow_consumers", "Streams whose reader was slow.", registry=registry
+        )
+        self._loops = Counter(
+            "saccade_stream_loop_blocks", "Streams that were ended in a loop.", registry=registry
+        )
         self._stalls = Counter(
             "saccade_stream_credit_stalls", "How often a stream stood still for an ack.", registry=registry
         )
@@ -77,6 +93,8 @@ class Metrics:
             "saccade_stream_throughput", "Tokens per second of all streams.", registry=registry
         )
         registry.register(_Now(read))
+        for name in untracked:
+            registry.unregister(getattr(self, SWITCHES[name]))
 
     def begun(self, queued: float, first_token: float) -> None:
         """A stream's first token has come, so many seconds from its request."""
@@ -90,20 +108,24 @@ class Metrics:
         for gap in seconds:
             self._gaps.observe(gap)
 
+    def held_up(self, stalls: int, reseeds: int) -> None:
+        """A stream has stood still so many times more for want of credit, or while its row was renewed."""
+        self._stalls.inc(stalls)
+        self._reseeds.inc(reseeds)
+
     def throughput(self, tokens_per_second: float) -> None:
         """Of all streams together, now."""
         self._throughput.set(tokens_per_second)
 
     def ended(self, stream: Stream) -> None:
         """A stream has ended."""
-        self._stalls.inc(stream.stalls)
-        self._reseeds.inc(stream.reseeds)
         if isinstance(stream.end, Error):
             self._failed.labels(stream.end.code).inc()
         elif isinstance(stream.end, End) and stream.end.finish_reason == "cancelled":
             self._cancelled.labels(stream.end.cause or "client").inc()
         elif isinstance(stream.end, End):
             self._completed.labels(stream.end.finish_reason).inc()
+            self._loops.inc(stream.end.finish_reason == "repetition")
 
 
 class _Now(Collector):
@@ -121,6 +143,7 @@ class _Now(Collector):
             ("saccade_rows", "Rows that a step computes.", reading.rows),
             ("saccade_stream_limit", "Streams that may run at once.", reading.limit),
             ("saccade_unacked_chunks", "Chunks on their way to readers.", reading.unacked),
+            ("saccade_cache_use_ratio", "Slots of rows' keys and values that are filled.", reading.cache_use),
             ("saccade_picture_cache_bytes", "Memory of pictures that were seen.", reading.picture_bytes),
             ("saccade_prefix_cache_bytes", "Memory of what prompts begin with.", reading.prefix_bytes),
         ):

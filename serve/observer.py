@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import grpc.aio
 from starlette.middleware import Middleware
 
 from serve.live import Live
@@ -11,6 +12,7 @@ class Observer:
     """Nobody. All methods are called on the event loop, and return at once."""
 
     middleware: Sequence[Middleware] = ()  # before every route
+    interceptors: Sequence[grpc.aio.ServerInterceptor] = ()  # before every call of gRPC
 
     def begun(self, live: Live) -> None:
         """A stream is queued, in the context of its request."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 from sample.outcome import FinishReason
 from serve.chunks import ChunkConfig, Chunker
-from serve.credits import Credits
+from serve.credits import Credits, NoCredits
 from serve.events import (
     Delta,
     End,
@@ -34,6 +34,7 @@ _log = logging.getLogger(__name__)
 ContentFilter = Callable[[str], bool]
 """Is given a stream's text, piece by piece, before it is shown; False ends it. The engine waits for it."""
 
+_RENEWALS = 64  # of a stream that are kept for its trace
 _MESSAGES = {
     "prefill_failed": "the prompt could not be processed",
     "step_failed": "the model failed while it was answering",
@@ -80,18 +81,21 @@ class Stream:
         self._clock, self._wake, self._notify = clock, wake, notify
         self._lock = threading.RLock()
         self._ring: deque[Event] = deque(maxlen=self.rules.ring)
-        self._credits = Credits(self.rules.max_unacked_chunks)
+        window = self.rules.max_unacked_chunks
+        self._credits = NoCredits() if window is None else Credits(window)
         self._made = 0  # events
         self._tokens = self._shown = 0  # that came, and that are in deltas
         self._phase: Phase = "queued"
         self._paused = False
         self.stalls = 0  # how often there was no credit
         self.reseeds = 0
+        self.renewals: deque[tuple[float, float]] = deque(maxlen=_RENEWALS)  # the latest: from when to when
         self._gaps: list[float] = []  # seconds between tokens, that nobody has taken yet
         self._reader = 0  # the newest one's ticket
         self._begun = self._last = clock()
         self._prefilled: float | None = None
         self._first: float | None = None
+        self._renewing: float | None = None  # since when its row is being renewed
         self._stalled: float | None = None  # since when there is no credit
         self._alone: float | None = self._begun  # since when nobody reads
         self._emit(start)
@@ -108,7 +112,7 @@ class Stream:
 
         Of all credit half, so that acks come in while the other half is being made.
         """
-        most = max(self.rules.max_unacked_chunks // 2, 1)
+        most = max(self._credits.window // 2, 1)
         return 0 if self._paused else min(self._credits.room(in_flight), most)
 
     def prefilling(self) -> None:
@@ -119,6 +123,7 @@ class Stream:
     def reseeding(self) -> None:
         """Its row is being renewed."""
         self.reseeds += 1
+        self._renewing = self._clock()
         self._phase = "reseed"
 
     def push(self, piece: Piece) -> None:
@@ -132,6 +137,7 @@ class Stream:
             else:
                 self._gaps.append(now - self._last)
             self._last, self._phase = now, "decode"
+            self._renewed(now)
             self._tokens += 1
             for pieces in self._chunker.push(piece, now):
                 self._show(pieces)
@@ -324,7 +330,13 @@ class Stream:
         if not self.closed:
             self._close(End(reason, self.usage, self.timings, cause))
 
+    def _renewed(self, now: float) -> None:
+        if self._renewing is not None:
+            self.renewals.append((self._renewing - self._begun, now - self._begun))
+            self._renewing = None
+
     def _close(self, end: End | Error) -> None:
+        self._renewed(self._clock())
         self.end = end
         self._emit(end)
         self._wake()

@@ -15,7 +15,8 @@ class StreamRules:
     """Times are seconds.
 
     Attributes:
-        max_unacked_chunks: deltas that may be unacknowledged; then the stream takes no step.
+        max_unacked_chunks: deltas that may be unacknowledged; then the stream takes no step. None: it waits
+            for no ack, and a reader that falls behind by more than the ring is told that it has moved on.
         ack_timeout: how long it stands still for want of an ack before it is cancelled.
         slow_consumer: an unacknowledged delta of this age makes its reader a slow one.
         ring: events that are kept for readers that come back; more than may be unacknowledged.
@@ -26,7 +27,7 @@ class StreamRules:
         SettingsError: a value has the wrong type, is out of range, or the ring is too small.
     """
 
-    max_unacked_chunks: int = 100
+    max_unacked_chunks: int | None = 100
     ack_timeout: float = 5.0
     slow_consumer: float = 1.0
     ring: int = 256
@@ -34,12 +35,13 @@ class StreamRules:
     deadline: float = 300.0
 
     def __post_init__(self):
-        integer("max_unacked_chunks", self.max_unacked_chunks, 1, 2**20)
+        given = self.max_unacked_chunks
+        window = 0 if given is None else integer("max_unacked_chunks", given, 1, 2**20)
         integer("ring", self.ring, 1, 2**24)
         for name in ("ack_timeout", "slow_consumer", "grace", "deadline"):
             number(name, getattr(self, name), 0.0, _LONGEST)
-        if self.ring < self.max_unacked_chunks + 4:  # start, a last delta, and the end, beside them
+        if self.ring < window + 4:  # start, a last delta, and the end, beside them
             raise SettingsError(
-                f"ring: {self.ring}; allowed: {self.max_unacked_chunks + 4} or more, as there may be"
-                f" {self.max_unacked_chunks} unacknowledged chunks"
+                f"ring: {self.ring}; allowed: {window + 4} or more, as there may be"
+                f" {window} unacknowledged chunks"
             )

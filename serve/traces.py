@@ -4,8 +4,10 @@ Names are those of the semantic conventions for generative AI; of what was said,
 """
 
 import time
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
+import grpc.aio
 from opentelemetry import context, propagate, trace
 from opentelemetry.context import Context
 from opentelemetry.sdk.resources import Resource
@@ -41,10 +43,22 @@ class Propagated:
             context.detach(token)
 
 
+class PropagatedCall(grpc.aio.ServerInterceptor):
+    """The same of a gRPC call, which is a task, and so a context, of its own."""
+
+    async def intercept_service(
+        self, continuation: Callable[[Any], Awaitable[Any]], handler_call_details: Any
+    ) -> Any:
+        """The call's handler."""
+        context.attach(propagate.extract(dict(handler_call_details.invocation_metadata or ())))
+        return await continuation(handler_call_details)
+
+
 class Traces(Observer):
     """Makes spans. Of the event loop; what leaves the process does so in a thread of the processor's."""
 
     middleware = (Middleware(Propagated),)
+    interceptors = (PropagatedCall(),)
 
     def __init__(self, processor: SpanProcessor) -> None:
         self._provider = TracerProvider(resource=Resource.create({"service.name": "saccade"}))
@@ -68,7 +82,10 @@ class Traces(Observer):
         if isinstance(end, Error):
             span.set_status(Status(StatusCode.ERROR, end.message))
         within = trace.set_span_in_context(span, parent)
-        for name, (first, last) in _phases(end.timings).items():
+        for name, first, last in (
+            *_phases(end.timings),
+            *(("reseed", *when) for when in live.stream.renewals),
+        ):
             phase = self._tracer.start_span(name, within, start_time=begin + _nanoseconds(first))
             phase.end(begin + _nanoseconds(last))
         span.end(begin + _nanoseconds(end.timings.total))
@@ -107,6 +124,8 @@ def _attributes(live: Live, end: End | Error) -> dict[str, Any]:
         "gen_ai.usage.output_tokens": end.usage.completion_tokens,
         "saccade.usage.image_tokens": end.usage.image_tokens,
     }
+    if live.stream.reseeds:
+        told["saccade.reseeds"] = live.stream.reseeds
     if isinstance(end, Error):
         return told | {"error.type": end.code}
     if end.cause is not None:
@@ -114,12 +133,12 @@ def _attributes(live: Live, end: End | Error) -> dict[str, Any]:
     return told | {"gen_ai.response.finish_reasons": [end.finish_reason]}
 
 
-def _phases(timings: Timings) -> dict[str, tuple[float, float]]:
+def _phases(timings: Timings) -> Iterator[tuple[str, float, float]]:
     """From when to when each lasted, in seconds; the last one until the end."""
     begins = {"queue": 0.0, "prefill": timings.queued, "decode": timings.first_token}
     happened = [(name, begin) for name, begin in begins.items() if begin is not None]
     ends = [begin for _, begin in happened[1:]] + [timings.total]
-    return {name: (begin, end) for (name, begin), end in zip(happened, ends, strict=True)}
+    return ((name, begin, end) for (name, begin), end in zip(happened, ends, strict=True))
 
 
 def _nanoseconds(seconds: float) -> int:

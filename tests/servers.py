@@ -28,6 +28,7 @@ SMALL = (
 FLOW = (
     "stream_registry.backpressure.max_unacked_chunks=24",
     "stream_registry.backpressure.ack_timeout_ms=1000",
+    "stream_registry.backpressure.slow_consumer_threshold_ms=200",
     "serve.resume_events=30",
     "serve.waiting=2",
     "limits.pictures=2",

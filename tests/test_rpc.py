@@ -17,6 +17,7 @@ from tests.servers import Server
 from tests.test_server import (
     SETTINGS,
     asked,
+    crowded,
     data_url,
     expected,
     picture,
@@ -170,6 +171,37 @@ def test_what_is_unknown_or_has_moved_on_is_told(client):
     with pytest.raises(grpc.RpcError) as refused:
         client.cancel(messages.CancelRequest(stream="s-none"), timeout=60)
     assert refused.value.code() == grpc.StatusCode.NOT_FOUND
+
+
+def test_when_too_many_wait_the_status_says_when_to_come_back(server, client):
+    with crowded(server), pytest.raises(grpc.RpcError) as refused:
+        list(client.generate(request(), timeout=60))
+    assert refused.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+    told = dict(refused.value.trailing_metadata())
+    assert told["saccade-code"] == "busy"
+    assert 1 <= int(told["retry-after"]) <= 60
+
+
+def padded(message: bytes, size: int) -> bytes:
+    """With a field behind it that nobody knows, so that it has so many bytes."""
+    length = size - len(message) - 5  # two bytes say which field it is, three how long
+    return (
+        message
+        + b"\xfa\x7f"
+        + bytes([length & 127 | 128, length >> 7 & 127 | 128, length >> 14])
+        + bytes(length)
+    )
+
+
+def test_a_message_may_be_as_large_as_a_body_and_no_larger(client):
+    path = f"/{messages.SERVICE}/Generate"
+    generate = client.channel.unary_stream(path, response_deserializer=messages.Event.FromString)
+    asking = request(tokens=2).SerializeToString()
+    events = list(generate(padded(asking, 100_000), timeout=60))
+    assert events[-1].end.usage.completion_tokens == 2
+    with pytest.raises(grpc.RpcError) as refused:
+        list(generate(padded(asking, 100_001), timeout=60))
+    assert refused.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
 class Talk:

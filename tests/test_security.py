@@ -5,19 +5,29 @@ import io
 import json
 import socket
 from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import grpc
 import httpx
 import numpy as np
 import openai
 import pytest
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import HealthStub
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from PIL import Image
+from prometheus_client import CollectorRegistry
+from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
-from cli.serving import hub_config
+from cli.serving import hub_config, metrics_server
 from conf.serve import ServerSettings
 from models.errors import SettingsError
+from serve.app import make_app
+from serve.hosts import Hosts
+from serve.hub import HubConfig
 from serve.rpc import messages
 from tests.servers import SMALL, Server, running
 from tests.test_server import asked, data_url, expected, picture, told
@@ -60,20 +70,29 @@ def bearer(name: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {KEYS[name]}"}
 
 
+def routes(kind: type) -> list[Any]:
+    """What the application has of a kind, on top of any hub."""
+    hub: Any = SimpleNamespace(config=HubConfig())
+    return [route for route in make_app(hub).routes if isinstance(route, kind)]
+
+
+OPEN = {"/health", "/ready"}
 ROUTES = [
-    ("GET", "/"),
-    ("GET", "/examples"),
-    ("GET", "/examples/panda_climbing.png"),
-    ("GET", "/v1/models"),
-    ("POST", "/v1/chat/completions"),
-    ("POST", "/v1/stream"),
-    ("DELETE", "/v1/stream/s-none"),
+    *(
+        (method, r.path)
+        for r in routes(Route)
+        for method in sorted(r.methods - {"HEAD"})
+        if r.path not in OPEN
+    ),
+    *(("GET", f"{mount.path}/panda_climbing.png") for mount in routes(Mount)),
     ("GET", "/nowhere"),
 ]
+WEB_SOCKETS = [route.path for route in routes(WebSocketRoute)]
 
 
 @pytest.mark.parametrize(("method", "path"), ROUTES)
 def test_no_route_but_live_and_ready_is_open_without_a_key(server, method, path):
+    path = path.format(id="s-none")
     for headers in ({}, {"Authorization": "Bearer wrong-key-0123456789"}):
         response = httpx.request(method, server.url + path, headers=headers)
         assert (response.status_code, response.json()["error"]["code"]) == (401, "unauthorized")
@@ -81,8 +100,14 @@ def test_no_route_but_live_and_ready_is_open_without_a_key(server, method, path)
     assert httpx.request(method, server.url + path, headers=bearer("first")).status_code != 401
 
 
-def test_a_web_socket_needs_a_key_and_no_other_servers_page(server):
-    url = server.url.replace("http", "ws") + "/v1/stream/ws"
+def test_the_routes_are_all_there_are():
+    assert {"/", "/openapi.json", "/v1/chat/completions", "/v1/stream"} <= {path for _, path in ROUTES}
+    assert len(routes(BaseRoute)) == len(routes(Route)) + len(routes(Mount)) + len(WEB_SOCKETS)
+
+
+@pytest.mark.parametrize("path", WEB_SOCKETS)
+def test_a_web_socket_needs_a_key_and_no_other_servers_page(server, path):
+    url = server.url.replace("http", "ws") + path
     foreign = bearer("first") | {"Origin": "https://elsewhere.example"}
     for headers, status in (({}, 401), (foreign, 403)):
         with pytest.raises(InvalidStatus) as caught, connect(url, additional_headers=headers):
@@ -92,10 +117,59 @@ def test_a_web_socket_needs_a_key_and_no_other_servers_page(server):
         pass
 
 
-def test_grpc_needs_a_key_too_and_another_keys_stream_is_not_there(server):
-    def key(name: str) -> list[tuple[str, str]]:
-        return [("authorization", f"Bearer {KEYS[name]}")]
+def key(name: str) -> tuple[tuple[str, str], ...]:
+    """The metadata of a call."""
+    return (("authorization", f"Bearer {KEYS[name]}"),)
 
+
+class Keyed(grpc.StreamStreamClientInterceptor):
+    """A client with a key."""
+
+    def intercept_stream_stream(
+        self, continuation: Any, client_call_details: Any, request_iterator: Any
+    ) -> Any:
+        """Its call."""
+        return continuation(client_call_details._replace(metadata=key("first")), request_iterator)
+
+
+def test_reflection_needs_a_key_and_health_does_not(server):
+    with grpc.insecure_channel(server.rpc) as channel:
+        stranger = ProtoReflectionDescriptorDatabase(channel)
+        with pytest.raises(grpc.RpcError) as caught:
+            stranger.get_services()
+        assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED
+        assert ("saccade-code", "unauthorized") in caught.value.trailing_metadata()
+        known = ProtoReflectionDescriptorDatabase(grpc.intercept_channel(channel, Keyed()))
+        assert messages.SERVICE in known.get_services()
+        health: Any = HealthStub(channel)
+        status = health.Check(HealthCheckRequest(), timeout=60).status
+        assert status == HealthCheckResponse.SERVING
+
+
+def test_a_call_that_there_is_not_needs_a_key_too(server):
+    with grpc.insecure_channel(server.rpc) as channel:
+        for path in (f"/{messages.SERVICE}/Nothing", "/nowhere/Nothing", "/grpc.health.v1.HealthX/Check"):
+            call = channel.unary_unary(path)
+            for metadata, code in ((None, "UNAUTHENTICATED"), (key("first"), "UNIMPLEMENTED")):
+                with pytest.raises(grpc.RpcError) as caught:
+                    call(b"", metadata=metadata, timeout=60)
+                assert caught.value.code().name == code
+
+
+def test_figures_are_open_and_on_this_machine_alone(server):
+    assert server.metrics_url.startswith("http://127.0.0.1:")
+    assert httpx.get(server.metrics_url).status_code == 200
+    given = ServerSettings()
+    given.serve.host, given.telemetry.prometheus_port = "0.0.0.0", 0
+    for host in (None, "localhost"):
+        given.telemetry.prometheus_host = host or given.telemetry.prometheus_host
+        where = metrics_server(given, CollectorRegistry(), Hosts())
+        assert where is not None
+        assert where.startswith(f"http://{host or '127.0.0.1'}:")
+        assert httpx.get(where, trust_env=False).status_code == 200
+
+
+def test_grpc_needs_a_key_too_and_another_keys_stream_is_not_there(server):
     with grpc.insecure_channel(server.rpc) as channel:
         generate, cancel = (
             getattr(channel, kind)(

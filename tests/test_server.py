@@ -4,10 +4,11 @@ import base64
 import io
 import json
 import shutil
-import signal
 import socket
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import httpx
@@ -16,10 +17,11 @@ import numpy as np
 import openai
 import pytest
 from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
+from websockets.sync.client import connect
 
 from sample import SamplingConfig, prepare_inputs, sample
 from serve.openapi import describe
-from tests import commands
 from tests.servers import SMALL, Server, running
 
 
@@ -229,22 +231,56 @@ def test_a_reader_that_stops_reading_is_waited_for_and_then_cancelled(tiny, serv
     assert received.count(b"logprob") / 21 < 440  # it did not come to its end
 
 
-def test_when_too_many_wait_the_next_is_refused_with_a_time_to_come_back(server):
-    body = json.dumps(LONG | {"stream": True, "logprobs": True, "top_logprobs": 20}).encode()
-    taken = []
-    try:
+@contextmanager
+def crowded(server: Server) -> Iterator[None]:
+    """As many streams as may run, and as many as may wait, all of them paused."""
+    url = server.url.replace("http", "ws") + "/v1/stream/ws"
+    with ExitStack() as taken:
         for figure, count in (("running", 4), ("waiting", 2)):  # the rows, and the places to wait
             for number in range(count):
-                taken.append(raw(server, "/v1/stream", body))
+                reader = taken.enter_context(connect(url, open_timeout=60, proxy=None))
+                for word in ({"type": "open", "request": LONG}, {"type": "pause"}):
+                    reader.send(json.dumps(word))
+                taken.callback(reader.send, json.dumps({"type": "cancel"}))
                 until(lambda figure=figure, number=number: server.health()[figure] > number)
-        refused = stream(server)
-        assert (refused.status_code, refused.json()["error"]["code"]) == (429, "busy")
-        assert 1 <= int(refused.headers["retry-after"]) <= 60
-    finally:
-        for connection in taken:
-            connection.close()
+        yield
     until(lambda: server.health()["running"] + server.health()["waiting"] == 0)
+
+
+def test_when_too_many_wait_the_next_is_refused_with_a_time_to_come_back(server):
+    with crowded(server):
+        refused = stream(server)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (429, "busy")
+    assert 1 <= int(refused.headers["retry-after"]) <= 60
     assert told(stream(server))[-1]["event"] == "end"
+
+
+def text_of_tokens(loaded, tokens: int) -> str:
+    """A text whose prompt has so many tokens."""
+    model, params, processor = loaded
+
+    def count(length: int) -> int:
+        inputs = prepare_inputs(model, params, processor, prompt="7" * length)
+        return inputs.prompt_tokens.shape[1]
+
+    length = tokens - count(0)
+    assert count(length) == tokens
+    return "7" * length
+
+
+def test_the_longest_prompt_leaves_room_for_one_token(tiny, server):
+    """Of 512 tokens together; one token more, of prompt or answer, is refused before any stream."""
+    longest = asked(text_of_tokens(tiny(), 511))
+    events = told(stream(server, messages=longest, max_tokens=1))
+    assert (events[0]["prompt_tokens"], events[-1]["usage"]["completion_tokens"]) == (511, 1)
+    too_long = asked(text_of_tokens(tiny(), 512))
+    for messages, length, code in (
+        (longest, 2, "invalid_value"),
+        (too_long, 1, "context_length_exceeded"),
+        (too_long, None, "context_length_exceeded"),
+    ):
+        refused = stream(server, messages=messages, max_tokens=length)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (400, code)
 
 
 WRONG: dict[str, tuple[Any, int, str]] = {
@@ -349,7 +385,7 @@ def test_metrics_add_up(server, client):
     while not next(iter(chunks)).choices[0].delta.content:
         pass
     chunks.close()
-    until(lambda: server.metrics()["saccade_streams_active"] == 0)
+    server.until_idle()  # its row is free a step behind its end
     until(lambda: ends(server.metrics()) == server.metrics()["saccade_streams_started_total"])
     after = server.metrics()
 
@@ -366,35 +402,53 @@ def test_metrics_add_up(server, client):
     assert after["saccade_rows_running"] == after["saccade_unacked_chunks"] == 0
 
 
-def test_sigterm_lets_streams_end_and_takes_no_new_ones(tiny_directory, env, server):
-    with running(tiny_directory(), env, *SMALL, wait=False, start=commands.start) as own:
-        loading = httpx.post(f"{own.url}/v1/stream", json={"messages": asked("a")})
-        assert loading.status_code == 503 or own.health()["rows"]
-        own.wait_for("^ready")
-        with httpx.stream("POST", f"{own.url}/v1/stream", json=LONG, timeout=60) as response:
-            lines = response.iter_lines()
-            while "delta" not in next(lines):
-                pass
-            own.process.send_signal(signal.SIGTERM)
-            until(lambda: httpx.get(f"{own.url}/ready").status_code == 503)
-            refused = httpx.post(f"{own.url}/v1/stream", json={"messages": asked("a")})
-            assert (refused.status_code, refused.headers["retry-after"]) == (503, "5")
-            end = [line for line in lines if line.startswith("data: ")][-1]
-        assert json.loads(end.removeprefix("data: "))["finish_reason"] == "length"
-        assert own.process.wait(30) == 0
+FIGURES = {
+    "saccade_cache_use_ratio",
+    "saccade_picture_cache_bytes",
+    "saccade_picture_cache_hits",
+    "saccade_picture_cache_misses",
+    "saccade_prefix_cache_bytes",
+    "saccade_prefix_cache_tokens",
+    "saccade_queue_depth",
+    "saccade_requests_rejected",
+    "saccade_rows",
+    "saccade_rows_running",
+    "saccade_slow_consumers",
+    "saccade_stream_cancellations",
+    "saccade_stream_credit_stalls",
+    "saccade_stream_errors",
+    "saccade_stream_heartbeats",
+    "saccade_stream_inter_token_seconds",
+    "saccade_stream_limit",
+    "saccade_stream_loop_blocks",
+    "saccade_stream_queue_seconds",
+    "saccade_stream_reseeds",
+    "saccade_stream_resumes",
+    "saccade_stream_throughput",
+    "saccade_stream_ttft_seconds",
+    "saccade_streams_active",
+    "saccade_streams_completed",
+    "saccade_streams_started",
+    "saccade_tokens",
+    "saccade_unacked_chunks",
+}
 
 
-def test_what_does_not_end_in_time_gets_an_error_when_the_server_stops(tiny_directory, env):
-    with running(tiny_directory(), env, *SMALL, "serve.drain_timeout_ms=0") as own:
-        body = LONG | {"logprobs": True, "top_logprobs": 20}  # long enough to be cut off
-        with httpx.stream("POST", f"{own.url}/v1/stream", json=body, timeout=60) as response:
-            lines = response.iter_lines()
-            while "delta" not in next(lines):
-                pass
-            own.process.send_signal(signal.SIGTERM)
-            end = json.loads([line for line in lines if line.startswith("data: ")][-1][6:])
-        assert (end["event"], end["code"]) == ("error", "engine_closed")
-        assert own.process.wait(30) == 0
+def test_the_figures_are_these(server):
+    scraped = text_string_to_metric_families(httpx.get(server.metrics_url).text)
+    assert {f.name for f in scraped if not f.name.endswith("_created")} == FIGURES
+
+
+def test_an_end_in_a_loop_and_the_time_in_the_queue_are_counted(server):
+    before = server.metrics()
+    events = told(stream(server, max_tokens=100, logit_bias={"70": 100}, max_pattern_repeats=3))
+    assert events[-1]["finish_reason"] == "repetition"
+    until(lambda: server.metrics()["saccade_streams_active"] == 0)
+    until(lambda: ends(server.metrics()) == server.metrics()["saccade_streams_started_total"])
+    after = server.metrics()
+    more = {key: after[key] - before[key] for key in before}
+    assert more["saccade_stream_loop_blocks_total"] == more["saccade_stream_queue_seconds_count"] == 1
+    assert 0 < more["saccade_stream_queue_seconds_sum"] <= more["saccade_stream_ttft_seconds_sum"]
 
 
 @pytest.mark.parametrize(

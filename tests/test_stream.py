@@ -113,6 +113,19 @@ def test_an_error_has_a_code_and_shows_no_internals():
     assert error.usage.completion_tokens == 1
 
 
+def test_without_backpressure_nothing_waits_for_an_ack_and_none_is_wrong():
+    stream, clock = make(StreamRules(max_unacked_chunks=None, ring=4, ack_timeout=0.0))
+    stream.attach()
+    for _ in range(2000):
+        assert stream.room(64) > 64
+        stream.push(piece("a"))
+    for event_id in (-1, 2, 2, 900):
+        stream.ack(event_id)
+    clock.now += 10
+    stream.tick()
+    assert (stream.closed, stream.slow, stream.stalls, stream.unacked) == (False, False, 0, 0)
+
+
 def test_without_credit_there_is_no_step_and_acks_give_it_back():
     woken = []
     stream, _ = make(StreamRules(max_unacked_chunks=3), wake=lambda: woken.append(1))

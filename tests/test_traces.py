@@ -20,6 +20,8 @@ from serve.job import Piece
 from serve.stream import Stream
 from serve.traces import Traces
 from tests.servers import SMALL, running
+from tests.test_rpc import Client as RpcClient
+from tests.test_rpc import request as rpc_request
 from tests.test_server import asked, told
 
 
@@ -88,6 +90,21 @@ def test_a_stream_is_a_span_with_its_phases():
     }
 
 
+def test_each_reseed_is_a_phase_also_one_in_which_it_ends():
+    story = Story()
+    story.stream.prefilling()
+    story.pass_time(1).stream.push(Piece(5, "a", -1.0, []))
+    story.pass_time(1).stream.reseeding()
+    story.pass_time(2).stream.push(Piece(6, "b", -1.0, []))
+    story.pass_time(3).stream.reseeding()
+    story.pass_time(5).stream.cancel()
+    root = story.spans["chat tiny"]
+    reseeds = [span for span in story.exporter.get_finished_spans() if span.name == "reseed"]
+    assert [round(lasted(span), 3) for span in reseeds] == [2, 5]
+    assert [round(((span.start_time or 0) - (root.start_time or 0)) / 1e9, 3) for span in reseeds] == [2, 7]
+    assert (root.attributes or {})["saccade.reseeds"] == 2
+
+
 def test_what_never_left_the_queue_has_no_other_phase():
     story = Story()
     story.pass_time(3).stream.cancel()
@@ -141,10 +158,16 @@ def test_the_server_sends_them_as_children_of_what_its_caller_traces(tiny_direct
         headers = {"traceparent": f"00-{caller[0]}-{caller[1]}-01"}
         body = {"messages": asked("Hm"), "max_tokens": 3}
         events = told(httpx.post(f"{server.url}/v1/stream", json=body, headers=headers, timeout=60))
+        client = RpcClient(server.rpc)
+        list(client.generate(rpc_request(tokens=3), metadata=tuple(headers.items()), timeout=60))
+        list(client.generate(rpc_request(tokens=3), timeout=60))
+        client.channel.close()
         server.process.terminate()
         assert server.process.wait(30) == 0
-    root = next(span for span in spans if span.name.startswith("chat "))
-    assert (root.trace_id.hex(), root.parent_span_id.hex()) == caller
+    root, called, alone = (span for span in spans if span.name.startswith("chat "))
+    for traced in (root, called):
+        assert (traced.trace_id.hex(), traced.parent_span_id.hex()) == caller
+    assert alone.parent_span_id == b""
     assert {s.name for s in spans if s.parent_span_id == root.span_id} == {"queue", "prefill", "decode"}
     told_of = {a.key: a.value for a in root.attributes}
     assert told_of["gen_ai.response.id"].string_value == events[0]["stream"]

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ from websockets.sync.client import ClientConnection, connect
 
 from sample import SamplingConfig, StreamConfig, prepare_inputs, sample_streaming
 from tests.servers import SMALL, Server, running
-from tests.test_server import LONG, SETTINGS, asked, expected, picture, stream, told, until
+from tests.test_server import LONG, SETTINGS, asked, crowded, expected, picture, stream, told, until
 
 ASKED = {"messages": asked("What's this?"), "max_tokens": 20, **SETTINGS}
 WINDOW = 24  # unacknowledged deltas, as the server of these tests has it
@@ -166,6 +167,37 @@ def test_an_endless_stream_goes_on_until_it_is_cancelled(tiny, server):
     server.until_idle()
 
 
+ENDLESS = {"max_tokens": None, "endless": {"context": 128, "sinks": 4, "tail": 40}}
+
+
+def test_figures_of_a_stream_are_told_while_it_runs(server):
+    until(lambda: server.metrics()["saccade_cache_use_ratio"] == 0)
+    with opened(server, **ENDLESS) as client:
+        client.until(lambda event: event["event"] == "delta")
+        reading = threading.Thread(target=client.rest)
+        reading.start()
+        try:
+            until(lambda: server.metrics()["saccade_stream_throughput"] > 0)
+            figures = server.metrics()
+        finally:
+            client.say({"type": "cancel"})
+            reading.join()
+    assert figures["saccade_stream_limit"] == figures["saccade_rows"] == 4
+    assert 0 < figures["saccade_cache_use_ratio"] <= 128 / 512 / 4
+    until(lambda: server.metrics()["saccade_cache_use_ratio"] == 0)
+    until(lambda: server.metrics()["saccade_stream_throughput"] == 0)
+
+
+def test_a_reader_that_does_not_acknowledge_is_a_stall_and_a_slow_one_in_log_and_figures(server):
+    names = ("saccade_stream_credit_stalls_total", "saccade_slow_consumers_total")
+    before = server.metrics()
+    with opened(server, acks=False, **ENDLESS) as client:
+        events = client.rest()
+    assert events[-1]["cause"] == "ack_timeout"
+    server.wait_for(f"slow consumer: stream {events[0]['stream']}, {WINDOW} unacked")
+    until(lambda: all(server.metrics()[name] == before[name] + 1 for name in names))
+
+
 def test_without_acks_it_stops_at_the_window_and_is_cancelled_with_an_event(server):
     with opened(server, acks=False, **LONG) as client:
         end = client.rest()[-1]
@@ -273,6 +305,29 @@ def test_what_opens_no_stream_is_told_before_the_connection_is_closed(server, na
     assert refusal(Client(server, opening)) == (code, kind)
 
 
+def test_when_too_many_wait_the_answer_says_when_to_come_back(server):
+    with crowded(server), opened(server) as client:
+        (answer,) = client.rest()
+    assert (client.code, answer["error"]["code"]) == (4429, "busy")
+    assert 1 <= answer["retry_after"] <= 60
+
+
+@pytest.mark.parametrize(
+    ("within", "beyond"),
+    [(["no such text"] * 4, ["a"]), (["a" * 256], ["a" * 257])],
+    ids=["how many", "how long"],
+)
+def test_stop_strings_that_are_added_stay_within_the_limits(server, within, beyond):
+    with opened(server, acks=False, **LONG) as client:
+        client.until(lambda event: event["event"] == "start")
+        client.say({"type": "stop", "stop": within})
+        client.say({"type": "stop", "stop": beyond})
+        client.until(lambda event: "error" in event)
+        client.say({"type": "cancel"})
+        codes = [event["error"]["code"] for event in client.rest() if "error" in event]
+    assert codes == ["limit_exceeded"]
+
+
 def test_a_message_that_is_too_large_ends_the_connection(server):
     with Client(server, {"type": "open", "request": ASKED | {"user": "x" * 100_001}}) as client:
         assert client.rest() == []
@@ -289,6 +344,17 @@ def test_words_that_are_none_change_nothing(tiny, server):
     codes = [event["error"]["code"] for event in client.events if "error" in event]
     assert codes == ["invalid_json", "invalid_value", "limit_exceeded", "invalid_value"]
     assert client.text == result.texts[0]
+
+
+def test_with_the_settings_for_tests_no_stream_is_held_up_for_an_ack(tiny_directory, env):
+    settings = (*SMALL, "env=test", "stream_registry.backpressure.ack_timeout_ms=1")
+    with running(tiny_directory(), env, *settings) as own:
+        with opened(own, acks=False, **ENDLESS) as client:
+            client.until(lambda event: event["event"] == "delta" and event["index"] == 2 * 512)
+            client.say({"type": "cancel"})
+            end = client.rest()[-1]
+        assert (end["finish_reason"], end["cause"]) == ("cancelled", "client")
+        assert own.metrics()["saccade_stream_credit_stalls_total"] == 0
 
 
 def test_the_handshake_is_refused_with_a_time_to_come_back_where_no_streams_may_come(tiny_directory, env):

@@ -127,6 +127,15 @@ class BackpressureSettings:
 
 @dataclass
 class AdaptiveSettings:
+    """Seed 004's algorithm, but for what would make it swing or fail in an overload:
+
+    - a time to first token above its target lowers the limit by 2, too, and that is a ceiling which rises by
+      one in 12 adjustments: the seed's limit would rise by 5 into the same breach again;
+    - it rises by 5 only below 0.8 of the target, as just below it 5 more would be too many;
+    - the time in the queue is no part of that time, as in an overload it grows whatever the limit is; where
+      it is over `target_latency_ms`, the limit rises also below `scale_up_threshold`: bursts are short.
+    """
+
     enabled: bool = setting(
         True, "the limit of streams follows the load", "true or false: always max_streams"
     )
@@ -157,6 +166,14 @@ class PoolingSettings:
 
 
 @dataclass
+class StreamMetricsSettings:
+    enabled: bool = setting(True, "figures for Prometheus, as telemetry.enabled", "true or false")
+    track_ttft: bool = setting(True, "of them, the times to first tokens", "true or false")
+    track_throughput: bool = setting(True, "of them, tokens per second", "true or false")
+    track_cancellations: bool = setting(True, "of them, cancelled streams", "true or false")
+
+
+@dataclass
 class RegistrySettings:
     default_timeout_ms: int = number(
         300_000,
@@ -171,14 +188,16 @@ class RegistrySettings:
     adaptive_limits: AdaptiveSettings = field(default_factory=AdaptiveSettings)
     backpressure: BackpressureSettings = field(default_factory=BackpressureSettings)
     chunk_pooling: PoolingSettings = field(default_factory=PoolingSettings)
+    metrics: StreamMetricsSettings = field(default_factory=StreamMetricsSettings)
 
 
 @dataclass
 class TelemetrySettings:
     enabled: bool = setting(True, "figures for Prometheus", "true or false")
-    prometheus_port: int = number(
-        9464, "where, on serve.host; 0: any free port", "an integer", Range(0, 65535)
+    prometheus_host: str = typed(
+        "127.0.0.1", "where; whoever reaches it reads them, without a key", "an address or a host's name"
     )
+    prometheus_port: int = number(9464, "where; 0: any free port", "an integer", Range(0, 65535))
     otlp_endpoint: str | None = typed(
         None,
         "where traces go by OTLP over HTTP, a span for each stream; needs --extra otel",
@@ -196,6 +215,12 @@ class ServerSettings:
     telemetry: TelemetrySettings = field(default_factory=TelemetrySettings)
 
 
+_WITHOUT = {
+    "stream_registry.chunk_pooling.pool_size": "chunks are encoded once and shared, and none is pooled",
+    "stream_registry.metrics.export_interval_ms": "figures are read when Prometheus asks for them",
+}
+
+# Those of seed 004, but for the sizes of a pool and the intervals of an export, which there are not.
 _ENVIRONMENTS: dict[str, dict[str, Any]] = {
     "base": {},
     "production": {
@@ -217,4 +242,4 @@ _ENVIRONMENTS: dict[str, dict[str, Any]] = {
     },
 }
 
-SERVER = Schema("server_settings", ServerSettings, {"env": _ENVIRONMENTS}, whole=("env",))
+SERVER = Schema("server_settings", ServerSettings, {"env": _ENVIRONMENTS}, ("env",), _WITHOUT)

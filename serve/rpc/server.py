@@ -1,4 +1,4 @@
-"""A hub behind gRPC, with health and reflection."""
+"""A hub behind gRPC, with health, which is open, and reflection, which is not."""
 
 import asyncio
 import contextlib
@@ -10,6 +10,7 @@ from grpc_reflection.v1alpha import reflection
 from models.errors import SettingsError
 from serve.hub import Hub
 from serve.rpc import messages
+from serve.rpc.guard import Guard
 from serve.rpc.service import Service
 
 _OPTIONS = {
@@ -28,8 +29,12 @@ class RpcServer:
         """Listen on `address`, HOST:PORT. Raises SettingsError where that is not to be had."""
         self._hub = hub
         options = _OPTIONS | {"grpc.max_receive_message_length": hub.config.limits.body_bytes}
-        self._server = grpc.aio.server(options=list(options.items()))
-        self._server.add_generic_rpc_handlers((Service(hub).handlers,))
+        service = Service(hub)
+        self._server = grpc.aio.server(
+            interceptors=(Guard(hub.config.keys, service.refuse), *hub.config.observer.interceptors),
+            options=list(options.items()),
+        )
+        self._server.add_generic_rpc_handlers((service.handlers,))
         self._health = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue]
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (messages.SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)

@@ -17,6 +17,7 @@ from serve.hub import Hub
 from serve.problems import Problem
 from serve.rpc import messages
 from serve.rpc.convert import command_of, message_of, opening_of, problem_of, request_of
+from serve.rpc.guard import admit
 
 _log = logging.getLogger(__name__)
 _STATUS = {
@@ -90,8 +91,7 @@ class Service:
         await tell(self._hub, live, ticket, after, send)
 
     def _owner(self, context: ServicerContext) -> str:
-        given = dict(context.invocation_metadata() or ()).get("authorization")
-        return self._hub.config.keys.admit(None if given is None else str(given))
+        return admit(self._hub.config.keys, context.invocation_metadata())
 
     @contextlib.asynccontextmanager
     async def _answering(self, context: ServicerContext) -> AsyncIterator[None]:
@@ -99,14 +99,15 @@ class Service:
         try:
             yield
         except Problem as problem:
-            await self._refuse(problem, context)
+            await self.refuse(problem, context)
         except grpc.aio.BaseError:  # the client is gone
             raise
         except Exception:
             _log.exception("a call has failed")
-            await self._refuse(Problem(500, "internal_error", "the call has failed"), context)
+            await self.refuse(Problem(500, "internal_error", "the call has failed"), context)
 
-    async def _refuse(self, problem: Problem, context: ServicerContext) -> NoReturn:
+    async def refuse(self, problem: Problem, context: ServicerContext) -> NoReturn:
+        """End a call with a problem, which is counted."""
         self._hub.metrics.rejected.labels(problem.code).inc()
         told = {"saccade-code": problem.code} | {k.lower(): v for k, v in problem.headers.items()}
         status = _STATUS.get(problem.status, grpc.StatusCode.INTERNAL)
