@@ -20,6 +20,7 @@ from conf.serve import ServerSettings
 from models.errors import SettingsError
 from serve.rpc import messages
 from tests.servers import SMALL, Server, running
+from tests.test_rpc import Client as RpcClient
 from tests.test_server import asked, data_url, expected, picture, told
 
 KEYS = {"first": "first-key-0123456789", "second": "second-key-0123456789", "seldom": "seldom-key-0123456789"}
@@ -151,6 +152,34 @@ def test_another_keys_stream_is_not_there(server):
         == (404, foreign.json())
     )
     assert httpx.delete(f"{server.url}/v1/stream/{name}", headers=bearer("first")).status_code == 204
+
+
+def test_another_key_takes_up_nothing_on_any_transport_and_its_owner_goes_on(server):
+    url = server.url.replace("http", "ws") + "/v1/stream/ws"
+    client = RpcClient(server.rpc)
+    with connect(url, additional_headers=bearer("first")) as own:
+        own.send(json.dumps({"type": "open", "request": saying("Hm") | {"max_tokens": 20}}))
+        own.send(json.dumps({"type": "pause"}))
+        name = json.loads(own.recv(60))["stream"]
+        last = bearer("second") | {"Last-Event-ID": f"{name}.0"}
+        assert httpx.post(f"{server.url}/v1/stream", headers=last).status_code == 404
+        with connect(url, additional_headers=bearer("second")) as other:
+            other.send(json.dumps({"type": "attach", "stream": name, "after": 0}))
+            assert json.loads(other.recv(60))["error"]["code"] == "stream_not_found"
+        back = messages.ResumeRequest(stream=name)
+        foreign = [("authorization", bearer("second")["Authorization"])]
+        for call in (
+            client.resume(back, metadata=foreign, timeout=60),
+            client.converse(iter([messages.Word(attach=back)]), metadata=foreign, timeout=60),
+        ):
+            with pytest.raises(grpc.RpcError) as caught:
+                list(call)
+            assert caught.value.code() == grpc.StatusCode.NOT_FOUND
+        own.send(json.dumps({"type": "resume"}))
+        events = [json.loads(message) for message in own]
+    client.channel.close()
+    assert events[-1]["event"] == "end"
+    assert [event["id"] for event in events] == list(range(2, len(events) + 2))
 
 
 def test_a_key_that_asks_too_often_is_told_when_to_come_back_and_others_are_not_held_up(server):
