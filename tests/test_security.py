@@ -1,10 +1,13 @@
 """The real server lets in who has a key, as often as it may, and takes no more than its limits say."""
 
 import base64
+import functools
 import io
 import json
 import socket
+import threading
 from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import grpc
 import httpx
@@ -352,6 +355,32 @@ def test_pictures_are_fetched_from_no_place_inside(open_server, url, why):
     refused = httpx.post(f"{open_server.url}/v1/stream", json=showing(url), timeout=60)
     assert (refused.status_code, refused.json()["error"]["code"]) == (400, "invalid_image_url")
     assert why in refused.json()["error"]["message"]
+
+
+@pytest.fixture
+def site(tmp_path) -> Iterator[str]:
+    """HOST:PORT of a site with a picture, `mine.png`."""
+    picture(40, 30).save(tmp_path / "mine.png")
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as serving:
+        threading.Thread(target=serving.serve_forever, args=(0.05,), daemon=True).start()
+        yield f"127.0.0.1:{serving.server_port}"
+        serving.shutdown()
+
+
+def test_a_picture_of_a_listed_host_is_fetched_and_seen_as_if_it_had_come_along(
+    tiny, tiny_directory, env, site
+):
+    prompt_tokens, result = expected(tiny(), "Hm", picture(40, 30), max_new_tokens=20, seed=5)
+    settings = (*SMALL, f"serve.picture_hosts=[{site}]")
+    with running(tiny_directory(), env, *settings, script=("tests/fetching_server.py",)) as own:
+        body = showing(f"http://{site}/mine.png") | {"max_tokens": 20, "seed": 5}
+        body["messages"][0]["content"].append({"type": "text", "text": "Hm"})
+        events = told(httpx.post(f"{own.url}/v1/stream", json=body, timeout=60))
+        missing = httpx.post(f"{own.url}/v1/stream", json=showing(f"http://{site}/none.png"), timeout=60)
+    assert events[0]["prompt_tokens"] == prompt_tokens
+    assert "".join(e["text"] for e in events if e["event"] == "delta") == result.texts[0]
+    assert (missing.status_code, missing.json()["error"]["code"]) == (400, "image_not_fetched")
 
 
 HOSTILE = {
