@@ -19,8 +19,10 @@ from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
 from cli.serving import hub_config
+from cli.typed import UsageError
 from conf.serve import ServerSettings
 from models.errors import SettingsError
+from serve.engine_config import EngineConfig
 from serve.rpc import messages
 from tests.servers import SMALL, Server, running
 from tests.test_rpc import Client as RpcClient
@@ -411,6 +413,23 @@ def test_a_hostile_picture_is_one_error_and_the_next_request_works(open_server, 
         f"{open_server.url}/v1/stream", json=showing(file_of(300)) | {"max_tokens": 2}, timeout=60
     )
     assert told(good)[-1]["event"] == "end"
+
+
+def test_sizes_of_pictures_reach_the_engine_and_without_any_those_of_the_checkpoint_that_ships():
+    given = ServerSettings()
+    assert hub_config(given).engine.pictures == EngineConfig().pictures
+    given.serve.pictures = ["640x480", "1x200"]
+    assert hub_config(given).engine.pictures == ((640, 480), (1, 200))
+
+
+@pytest.mark.parametrize(
+    "size", ["640", "640x", "x480", "640x480x3", "-1x5", "0x5", "1x201", "9000x9000", ""]
+)
+def test_a_size_that_no_picture_has_is_one_line(size):
+    given = ServerSettings()
+    given.serve.pictures = ["64x64", size]
+    with pytest.raises((SettingsError, UsageError), match=rf"^serve.pictures: '?{size}'?; allowed: .*$"):
+        hub_config(given)
 
 
 def test_settings_that_let_in_the_wrong_ones_are_refused_by_their_name():
