@@ -110,9 +110,11 @@ def main() -> None:
     seconds = interleaved(
         {k: lambda f=f: stream_tokens(tokens, f) for k, f in frames.items()}, arguments.repeats
     )
+    first = seconds["a new buffer each"]
     for name, to_frame in frames.items():
         rate = Spread.of(tokens / seconds[name] / 1e3)
-        print(f"frames, {name}: {rate} thousand events/s | {allocations(to_frame):.2f} blocks a token held")
+        told = f"{rate} thousand events/s, {Spread.of(first / seconds[name])} of the first"
+        print(f"frames, {name}: {told} | {allocations(to_frame):.2f} blocks a token held")
 
     def run() -> None:
         stream_tokens(tokens, frame)
@@ -121,15 +123,18 @@ def main() -> None:
     taken: dict[str, list[float]] = {"as Python has it": [], "kept off the path": []}
     pauses = {}
     for _ in range(arguments.repeats):
-        for name, rates in taken.items():
+        for name, each in taken.items():
             if name == "kept off the path":
                 quiet.begin()
             begun = time.perf_counter()
             pauses[name] = Pauses.during(run)
-            rates.append(tokens / (time.perf_counter() - begun) / 1e3)
+            each.append(tokens / (time.perf_counter() - begun) / 1e3)
         quiet.end()
-    for name, rates in taken.items():
-        print(f"collector {name}: {Spread.of(np.array(rates))} thousand events/s | {pauses[name]}")
+    rates = {name: np.array(each) for name, each in taken.items()}
+    for name, each in rates.items():
+        share = Spread.of(each / rates["as Python has it"])
+        told = f"{Spread.of(each)} thousand events/s, {share} of the first"
+        print(f"collector {name}: {told} | {pauses[name]}")
     assert loaded.params is not None  # it was there all the time
 
 

@@ -14,8 +14,16 @@ from typing import Any, NamedTuple
 
 import httpx
 
+from serve.rpc import messages
+
 ROOT = Path(__file__).parents[1]
 _LONGEST_START = 300  # seconds; all programs may have to be compiled
+_CALLS = {
+    "Generate": ("unary_stream", messages.Event),
+    "Resume": ("unary_stream", messages.Event),
+    "Converse": ("stream_stream", messages.Event),
+    "Cancel": ("unary_unary", messages.CancelResponse),
+}
 
 
 class Server:
@@ -102,6 +110,16 @@ def serving(*settings: str, rpc: bool = False) -> Iterator[Server]:
         server.end()
 
 
+def rpc_call(channel: Any, name: str) -> Any:
+    """A method of the service, on a channel of gRPC, for asyncio or not."""
+    kind, answer = _CALLS[name]
+    return getattr(channel, kind)(
+        f"/{messages.SERVICE}/{name}",
+        request_serializer=lambda message: message.SerializeToString(),
+        response_deserializer=answer.FromString,
+    )
+
+
 class Read(NamedTuple):
     """A stream as its reader saw it, in seconds on this machine's clock."""
 
@@ -109,11 +127,16 @@ class Read(NamedTuple):
     deltas: list[float]
 
 
+def http_request(path: str, body: dict[str, Any]) -> bytes:
+    """A POST, as it is sent."""
+    content = json.dumps(body).encode()
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(content)}\r\n\r\n"
+    return head.encode() + content
+
+
 def stream_request(body: dict[str, Any]) -> bytes:
     """`POST /v1/stream`, as it is sent."""
-    content = json.dumps(body).encode()
-    head = f"POST /v1/stream HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(content)}\r\n\r\n"
-    return head.encode() + content
+    return http_request("/v1/stream", body)
 
 
 async def read_stream(server: Server, body: dict[str, Any]) -> Read:

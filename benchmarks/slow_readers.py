@@ -20,7 +20,7 @@ import grpc
 import numpy as np
 from websockets.sync.client import connect
 
-from benchmarks.load import Read, Server, read_stream, serving, stream_request
+from benchmarks.load import Read, Server, read_stream, rpc_call, serving, stream_request
 from benchmarks.measure import Spread
 from models import load_model
 from serve.rpc import messages
@@ -51,23 +51,14 @@ def web_socket(server: Server) -> Iterator[None]:
         stalled.socket.close()  # or it would read all that it has been sent
 
 
-def _serialized(message: Any) -> bytes:
-    return message.SerializeToString()
-
-
 @contextmanager
 def call(server: Server) -> Iterator[None]:
     """A call whose messages nobody takes."""
     small = (("grpc.http2.lookahead_bytes", 1024), ("grpc.http2.bdp_probe", 0))
     channel = grpc.insecure_channel(server.rpc, small)
-    generate = channel.unary_stream(
-        f"/{messages.SERVICE}/Generate",
-        request_serializer=_serialized,
-        response_deserializer=messages.Event.FromString,
-    )
     said = {"role": "user", "content": [{"text": _PROMPT}]}
     request = messages.GenerateRequest(messages=[said], seed=1, max_completion_tokens=_TOKENS, **_HEAVY)
-    running = generate(request)
+    running = rpc_call(channel, "Generate")(request)
     yield
     running.cancel()
     channel.close()

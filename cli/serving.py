@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import re
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,6 +48,7 @@ def hub_config(settings: ServerSettings) -> "HubConfig":
             chunks=tuple(given.chunks),
             burst=given.burst_ms / 1e3,
             waiting=given.waiting,
+            pictures=tuple(map(_size, given.pictures)) or EngineConfig.pictures,
             picture_bytes=given.picture_cache_mb * 2**20,
             prefix_bytes=given.prefix_cache_mb * 2**20,
         )
@@ -190,6 +192,13 @@ def _observer(endpoint: str | None) -> "Observer":
     from serve.traces import Traces, otlp  # noqa: PLC0415
 
     return Traces(otlp(endpoint))
+
+
+def _size(given: str) -> tuple[int, int]:
+    found = re.fullmatch(r"([0-9]{1,5})x([0-9]{1,5})", given)
+    if found is None:
+        raise UsageError(f"serve.pictures: {shorten(given)}; allowed: WIDTHxHEIGHT, such as 640x480")
+    return int(found[1]), int(found[2])
 
 
 def _rules(given: ServeSettings, registry: RegistrySettings) -> "StreamRules":

@@ -4,10 +4,12 @@ from dataclasses import dataclass
 from typing import Any, no_type_check
 
 from models.errors import SettingsError
+from models.images import MAX_ASPECT_RATIO
 from models.model import Model
 from sample.config import integer, number
 
 _MOST = 2**31 - 1
+_LONGEST_SIDE = 8192  # pixels; a picture of every size is made at the start
 # One for each number of patches that the shipped checkpoint's pictures are padded to.
 _PICTURES = (
     (384, 384), (448, 288), (448, 256), (384, 256), (320, 256), (256, 256), (256, 224), (256, 192),
@@ -66,6 +68,8 @@ class EngineConfig:
         number("burst", self.burst, 0.0, 10.0)
         for name in ("rows", "chunks"):
             _check_sizes(name, getattr(self, name))
+        for width, height in self.pictures:
+            _check_picture(width, height)
 
     def context_of(self, model: Model) -> int:
         """Prompt and answer of one stream together, in tokens."""
@@ -76,3 +80,12 @@ def _check_sizes(name: str, sizes: Any) -> None:
     whole = isinstance(sizes, tuple) and all(type(size) is int and size > 0 for size in sizes)
     if not whole or not sizes or list(sizes) != sorted(set(sizes)):
         raise SettingsError(f"{name}: got {sizes!r}; allowed: ascending integers from 1 up, one or more")
+
+
+def _check_picture(width: int, height: int) -> None:
+    shorter, longer = sorted((width, height))
+    if not 1 <= shorter <= longer <= min(_LONGEST_SIDE, MAX_ASPECT_RATIO * shorter):
+        raise SettingsError(
+            f"pictures: {width}x{height}; allowed: sides of 1 to {_LONGEST_SIDE} pixels, "
+            f"one at most {MAX_ASPECT_RATIO} times the other"
+        )

@@ -6,7 +6,7 @@ from xdist.scheduler import LoadScopeScheduling
 
 # Files that share what takes long to start; every other file stays together by itself.
 GROUPS = {
-    "server": {"test_server", "test_rpc", "test_web_socket", "test_disconnects", "test_page"},
+    "server": {"test_server", "test_rpc", "test_web_socket", "test_disconnects", "test_page", "test_resume"},
     "engine": {"test_engine", "test_engine_endless", "test_prefixes"},
 }
 

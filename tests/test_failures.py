@@ -150,3 +150,61 @@ def test_a_dead_engine_tells_every_stream_and_the_server_is_not_ready(tiny_direc
         own.wait_for("the engine has failed")
         own.process.terminate()
         assert own.process.wait(30) == 0
+
+
+def children(server: Server) -> list[int]:
+    """The processes that it has started."""
+    threads = Path(f"/proc/{server.process.pid}/task").iterdir()
+    return [int(number) for thread in threads for number in (thread / "children").read_text().split()]
+
+
+def decodes(process: int) -> bool:
+    try:
+        return (
+            b"decode_worker" in Path(f"/proc/{process}/cmdline").read_bytes()
+        )  # of one that has ended: empty
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc")
+def test_a_killed_server_breaks_every_connection_and_leaves_its_ports_and_no_process(
+    tiny, tiny_directory, env
+):
+    endless: dict[str, Any] = {"context": 128, "sinks": 4, "tail": 40}
+    patient = "stream_registry.backpressure.ack_timeout_ms=60000"
+    with running(tiny_directory(), env, *SMALL, patient) as own, opened(own, endless=endless) as socket:
+        decoders = children(own)
+        assert len(decoders) > 1
+        assert all(map(decodes, decoders))
+        client = RpcClient(own.rpc)
+        call = client.generate(rpc_request(endless=endless), timeout=60)
+        body = {"messages": asked("Hm"), "endless": endless}
+        with httpx.stream("POST", f"{own.url}/v1/stream", json=body, timeout=60) as response:
+            lines = response.iter_lines()
+            while "delta" not in next(lines):
+                pass
+            while next(call).WhichOneof("event") != "delta":
+                pass
+            socket.until(lambda event: event["event"] == "delta")
+            own.process.kill()
+            with pytest.raises(httpx.TransportError):
+                list(lines)
+        with pytest.raises(grpc.RpcError) as broken:
+            list(call)
+        assert broken.value.code() == grpc.StatusCode.UNAVAILABLE
+        assert socket.rest()[-1]["event"] == "delta"
+        assert socket.code in (None, 1006)
+        client.channel.close()
+        until(lambda: not any(map(decodes, decoders)))
+        own.process.wait(30)
+        ports = (
+            f"serve.port={own.address[1]}",
+            f"serve.grpc_port={own.rpc.rpartition(':')[2]}",
+            f"telemetry.prometheus_port={httpx.URL(own.metrics_url).port}",
+        )
+    rest = [setting for setting in SMALL if not setting.endswith("port=0")]
+    with running(tiny_directory(), env, *rest, *ports) as again:
+        assert (again.url, again.rpc, again.metrics_url) == (own.url, own.rpc, own.metrics_url)
+        assert stream(again, f"{socket.events[0]['stream']}.1").status_code == 404
+        works_again(tiny, again)

@@ -349,8 +349,7 @@ def test_a_server_on_a_gpu_has_two_programs_for_what_its_rows_may_ask(monkeypatc
     plain = [SamplingConfig(temperature=0), SamplingConfig(temperature=0.7, repetition_penalty=1.2)]
     noise = Wanted.noise_or_all(plain)
     assert noise == Wanted.noise_or_all(plain[:1])
-    assert noise.noise
-    assert not (noise.top_k or noise.top_p or noise.min_p or noise.processed or noise.ngrams)
+    assert noise == Wanted(top_k=False, top_p=False, min_p=False, processed=False, ngrams=False)
     for asked in ({"top_k": 5}, {"top_p": 0.9}, {"min_p": 0.1}, {"logprobs": "processed"}):
         assert Wanted.noise_or_all([*plain, SamplingConfig(**asked)]) == Wanted()
     assert Wanted.noise_or_all([*plain, SamplingConfig(no_repeat_ngram_size=3)]) == Wanted()

@@ -1,5 +1,6 @@
 """The page in a real browser, against the real server."""
 
+import base64
 import io
 import json
 import os
@@ -63,10 +64,14 @@ def visit(browser):
         assert not errors
 
 
-def choose(page, image) -> None:
+def png(image) -> bytes:
     file = io.BytesIO()
     image.save(file, "PNG")
-    content = {"name": "mine.png", "mimeType": "image/png", "buffer": file.getvalue()}
+    return file.getvalue()
+
+
+def choose(page, image) -> None:
+    content = {"name": "mine.png", "mimeType": "image/png", "buffer": png(image)}
     page.get_by_label("Choose a picture").set_input_files(content)
     page.get_by_alt_text("Your picture: mine.png").wait_for()
 
@@ -149,6 +154,44 @@ def test_the_page_shows_what_sample_gives_tints_it_and_asks_again(tiny, roomy, v
     ask(page, "And this?")
     assert shown(page)[0] == again.texts[0]
     assert page.locator("article").count() == 2
+
+
+HAND_OVER = """([kind, name, type, content]) => {
+  const file = new File([Uint8Array.from(atob(content), (one) => one.charCodeAt(0))], name, { type });
+  const transfer = new DataTransfer();
+  transfer.items.add(file);
+  const given = { dataTransfer: transfer, clipboardData: transfer, bubbles: true, cancelable: true };
+  const event = kind === "paste" ? new ClipboardEvent(kind, given) : new DragEvent(kind, given);
+  document.getElementById("drop").dispatchEvent(event);
+  return event.defaultPrevented;
+}"""
+
+
+def hand_over(page, kind: str, name: str, content: bytes, mime: str = "image/png") -> bool:
+    """What a browser does when a file is dropped or pasted; whether the page takes it for its own."""
+    return page.evaluate(HAND_OVER, [kind, name, mime, base64.b64encode(content).decode()])
+
+
+@pytest.mark.browser
+def test_a_picture_is_dropped_or_pasted(tiny, roomy, visit):
+    page = visit(roomy.url)
+    settings(page, 40)
+    for kind in ("drop", "paste"):
+        image = picture(64, 64 if kind == "drop" else 96)
+        if kind == "drop":
+            assert hand_over(page, "dragover", "mine.png", png(image))  # else the browser would open the file
+            assert "over" in page.locator("#drop").get_attribute("class").split()
+        assert hand_over(page, kind, f"{kind}.png", png(image))
+        page.get_by_alt_text(f"Your picture: {kind}.png").wait_for()
+        assert "over" not in page.locator("#drop").get_attribute("class").split()
+        ask(page, "What's this?")
+        page.locator("article").nth(int(kind == "paste")).wait_for()
+        _, result = expected(tiny(), "What's this?", image, max_new_tokens=40, **SETTINGS)
+        assert shown(page)[0] == result.texts[0]
+    assert hand_over(page, "drop", "notes.txt", b"notes", "text/plain")
+    assert page.get_by_role("status").inner_text() == "notes.txt is not a picture."
+    assert not hand_over(page, "paste", "notes.txt", b"notes", "text/plain")
+    page.get_by_alt_text("Your picture: paste.png").wait_for()
 
 
 @pytest.mark.browser

@@ -1,14 +1,19 @@
 """What the README shows is what happens."""
 
+import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from models import load_model
 from tests.commands import ROOT, environment, run
+from tests.servers import SMALL, running
+from tests.test_server import expected
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
@@ -77,3 +82,24 @@ def test_the_python_of_the_readme_and_the_example_run(tmp_path: Path) -> None:
         assert text
         if script is code:  # streamed, then whole: the same text twice
             assert text[: len(text) // 2].strip() == text[len(text) // 2 :].strip()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
+def test_the_curl_of_the_readme_streams_what_sample_gives(env: dict[str, str]) -> None:
+    block = next(text for kind, text in BLOCKS if kind == "bash" and text.startswith("curl "))
+    assert "http://127.0.0.1:8000/" in block
+    with running("embedded", env, *SMALL) as server:
+        command = block.replace("http://127.0.0.1:8000", server.url)
+        done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, timeout=120, check=True)
+    frames = done.stdout.decode().strip().split("\n\n")
+    shown = [line for line in shown_after("curl -N").splitlines() if line.startswith("data: ")]
+    assert frames[-1] == shown[-1] == "data: [DONE]"
+    chunks = [json.loads(frame.removeprefix("data: ")) for frame in frames[:-1]]
+    texts = [chunk["choices"][0]["delta"].get("content", "") for chunk in chunks]
+    panda = ROOT / "examples/imgs/panda_climbing.png"
+    asked = {"max_new_tokens": 200, "seed": 42}
+    _, result = expected(load_model("embedded"), "Describe this image", panda, **asked)
+    assert ("".join(texts), chunks[-1]["choices"][0]["finish_reason"]) == (result.texts[0], "stop")
+    first = json.loads(shown[0].removeprefix("data: "))
+    assert first["choices"][0]["delta"]["content"] == next(filter(None, texts))

@@ -12,6 +12,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
+from benchmarks.load import rpc_call
 from serve.rpc import messages
 from tests.servers import Server
 from tests.test_server import (
@@ -35,20 +36,10 @@ class Client:
 
     def __init__(self, address: str, *options: tuple[str, int]) -> None:
         self.channel = grpc.insecure_channel(address, options)
-
-        def method(kind: str, name: str):
-            return getattr(self.channel, kind)(
-                f"/{messages.SERVICE}/{name}",
-                request_serializer=lambda message: message.SerializeToString(),
-                response_deserializer=(
-                    messages.CancelResponse if name == "Cancel" else messages.Event
-                ).FromString,
-            )
-
-        self.generate = method("unary_stream", "Generate")
-        self.resume = method("unary_stream", "Resume")
-        self.converse = method("stream_stream", "Converse")
-        self.cancel = method("unary_unary", "Cancel")
+        self.generate = rpc_call(self.channel, "Generate")
+        self.resume = rpc_call(self.channel, "Resume")
+        self.converse = rpc_call(self.channel, "Converse")
+        self.cancel = rpc_call(self.channel, "Cancel")
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,13 @@
 """The real server lets in who has a key, as often as it may, and takes no more than its limits say."""
 
 import base64
+import functools
 import io
 import json
 import socket
+import threading
 from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,13 +26,16 @@ from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
 from cli.serving import hub_config, metrics_server
+from cli.typed import UsageError
 from conf.serve import ServerSettings
 from models.errors import SettingsError
 from serve.app import make_app
+from serve.engine_config import EngineConfig
 from serve.hosts import Hosts
 from serve.hub import HubConfig
 from serve.rpc import messages
 from tests.servers import SMALL, Server, running
+from tests.test_rpc import Client as RpcClient
 from tests.test_server import asked, data_url, expected, picture, told
 
 KEYS = {"first": "first-key-0123456789", "second": "second-key-0123456789", "seldom": "seldom-key-0123456789"}
@@ -227,6 +233,34 @@ def test_another_keys_stream_is_not_there(server):
     assert httpx.delete(f"{server.url}/v1/stream/{name}", headers=bearer("first")).status_code == 204
 
 
+def test_another_key_takes_up_nothing_on_any_transport_and_its_owner_goes_on(server):
+    url = server.url.replace("http", "ws") + "/v1/stream/ws"
+    client = RpcClient(server.rpc)
+    with connect(url, additional_headers=bearer("first")) as own:
+        own.send(json.dumps({"type": "open", "request": saying("Hm") | {"max_tokens": 20}}))
+        own.send(json.dumps({"type": "pause"}))
+        name = json.loads(own.recv(60))["stream"]
+        last = bearer("second") | {"Last-Event-ID": f"{name}.0"}
+        assert httpx.post(f"{server.url}/v1/stream", headers=last).status_code == 404
+        with connect(url, additional_headers=bearer("second")) as other:
+            other.send(json.dumps({"type": "attach", "stream": name, "after": 0}))
+            assert json.loads(other.recv(60))["error"]["code"] == "stream_not_found"
+        back = messages.ResumeRequest(stream=name)
+        foreign = [("authorization", bearer("second")["Authorization"])]
+        for call in (
+            client.resume(back, metadata=foreign, timeout=60),
+            client.converse(iter([messages.Word(attach=back)]), metadata=foreign, timeout=60),
+        ):
+            with pytest.raises(grpc.RpcError) as caught:
+                list(call)
+            assert caught.value.code() == grpc.StatusCode.NOT_FOUND
+        own.send(json.dumps({"type": "resume"}))
+        events = [json.loads(message) for message in own]
+    client.channel.close()
+    assert events[-1]["event"] == "end"
+    assert [event["id"] for event in events] == list(range(2, len(events) + 2))
+
+
 def test_a_key_that_asks_too_often_is_told_when_to_come_back_and_others_are_not_held_up(server):
     body = json.dumps({"messages": asked("Hm"), "max_tokens": 1}).encode()
     with httpx.Client(base_url=server.url, timeout=60) as client:
@@ -399,6 +433,32 @@ def test_pictures_are_fetched_from_no_place_inside(open_server, url, why):
     assert why in refused.json()["error"]["message"]
 
 
+@pytest.fixture
+def site(tmp_path) -> Iterator[str]:
+    """HOST:PORT of a site with a picture, `mine.png`."""
+    picture(40, 30).save(tmp_path / "mine.png")
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as serving:
+        threading.Thread(target=serving.serve_forever, args=(0.05,), daemon=True).start()
+        yield f"127.0.0.1:{serving.server_port}"
+        serving.shutdown()
+
+
+def test_a_picture_of_a_listed_host_is_fetched_and_seen_as_if_it_had_come_along(
+    tiny, tiny_directory, env, site
+):
+    prompt_tokens, result = expected(tiny(), "Hm", picture(40, 30), max_new_tokens=20, seed=5)
+    settings = (*SMALL, f"serve.picture_hosts=[{site}]")
+    with running(tiny_directory(), env, *settings, script=("tests/fetching_server.py",)) as own:
+        body = showing(f"http://{site}/mine.png") | {"max_tokens": 20, "seed": 5}
+        body["messages"][0]["content"].append({"type": "text", "text": "Hm"})
+        events = told(httpx.post(f"{own.url}/v1/stream", json=body, timeout=60))
+        missing = httpx.post(f"{own.url}/v1/stream", json=showing(f"http://{site}/none.png"), timeout=60)
+    assert events[0]["prompt_tokens"] == prompt_tokens
+    assert "".join(e["text"] for e in events if e["event"] == "delta") == result.texts[0]
+    assert (missing.status_code, missing.json()["error"]["code"]) == (400, "image_not_fetched")
+
+
 HOSTILE = {
     "truncated": base64.b64decode(data_url(picture(30, 30)).partition(",")[2])[:-300],
     "no picture": b"MZ" + bytes(500),
@@ -427,6 +487,23 @@ def test_a_hostile_picture_is_one_error_and_the_next_request_works(open_server, 
         f"{open_server.url}/v1/stream", json=showing(file_of(300)) | {"max_tokens": 2}, timeout=60
     )
     assert told(good)[-1]["event"] == "end"
+
+
+def test_sizes_of_pictures_reach_the_engine_and_without_any_those_of_the_checkpoint_that_ships():
+    given = ServerSettings()
+    assert hub_config(given).engine.pictures == EngineConfig().pictures
+    given.serve.pictures = ["640x480", "1x200"]
+    assert hub_config(given).engine.pictures == ((640, 480), (1, 200))
+
+
+@pytest.mark.parametrize(
+    "size", ["640", "640x", "x480", "640x480x3", "-1x5", "0x5", "1x201", "9000x9000", ""]
+)
+def test_a_size_that_no_picture_has_is_one_line(size):
+    given = ServerSettings()
+    given.serve.pictures = ["64x64", size]
+    with pytest.raises((SettingsError, UsageError), match=rf"^serve.pictures: '?{size}'?; allowed: .*$"):
+        hub_config(given)
 
 
 def test_settings_that_let_in_the_wrong_ones_are_refused_by_their_name():

@@ -1,6 +1,7 @@
 """One stream's state machine: numbered events, one end, credit, resume, and time."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -12,6 +13,8 @@ from serve.chunks import ChunkConfig, Chunker
 from serve.credits import AckError
 from serve.events import Delta, End, Error, Event, Start
 from serve.job import Piece
+from serve.rpc.convert import message_of
+from serve.sse import frame
 from serve.stream import MovedOnError, Stream, SupersededError
 from serve.stream_rules import StreamRules
 
@@ -71,6 +74,26 @@ def test_a_stream_tells_its_start_its_tokens_and_its_end():
     assert (end.usage.prompt_tokens, end.usage.image_tokens, end.usage.completion_tokens) == (7, 4, 3)
     assert (end.timings.queued, end.timings.first_token, end.timings.total) == (1.0, 2.0, 2.5)
     assert end.timings.tokens_per_second == 4.0
+
+
+def test_what_a_reader_holds_does_not_change_under_later_tokens():
+    """A buffer or an event that was used again would."""
+    stream, _ = make(logprobs=True)
+    ticket, after = stream.attach(), 0
+    held: list[tuple[Event, bytes, bytearray]] = []
+    calls: list[tuple[Any, bytes]] = []
+    for number in range(2 * stream.rules.ring):
+        stream.push(piece(f"word {number}", number))
+        for event in stream.read(ticket, after):
+            made = frame("s1", event)
+            held.append((event, made, bytearray(made)))
+            calls.append((message_of(event), message_of(event).SerializeToString()))
+            after = event.id or 0
+        stream.drained(after)
+    assert len({made for _, made, _ in held}) == len(held) == 2 * stream.rules.ring + 1
+    for event, made, copied in held:
+        assert made == frame("s1", event) == copied
+    assert all(message.SerializeToString() == copied for message, copied in calls)
 
 
 def test_an_empty_answer_is_a_proper_stream():

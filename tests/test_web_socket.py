@@ -24,7 +24,8 @@ class Client:
 
     def __init__(self, server: Server, opening: dict[str, Any], acks: bool = True) -> None:
         url = server.url.replace("http", "ws") + "/v1/stream/ws"
-        self.socket: ClientConnection = connect(url, open_timeout=60, proxy=None)
+        # Without a limit of messages that wait: behind those, it would not see the connection's end.
+        self.socket: ClientConnection = connect(url, open_timeout=60, proxy=None, max_queue=None)
         self.acks = acks
         self.events: list[dict[str, Any]] = []
         self.say(opening)

@@ -66,6 +66,12 @@ class ServeSettings:
         20, "milliseconds in which a CPU takes as many steps as it can", "an integer", Range(0, 10_000)
     )
     waiting: int = number(64, "streams that may wait for a row", "an integer", Range(0, 100_000))
+    pictures: list[str] = typed(
+        [],
+        "sizes of pictures whose programs are compiled at the start; one of another number of patches "
+        "compiles its own when it comes, and all streams wait",
+        "a list [384x384,640x480] of WIDTHxHEIGHT, or null: all that the checkpoint that ships needs",
+    )
     picture_cache_mb: int = number(
         256, "memory for pictures that were seen, in MiB", "an integer", Range(0, 2**20)
     )
