@@ -190,6 +190,24 @@ def test_a_step_moves_the_weights_and_the_filled_cache():
     assert needed <= step_bytes(model, BLOCK - 56, 2 * BLOCK) < 1.1 * needed
 
 
+def test_each_further_block_of_keys_costs_less_than_twice_its_bytes():
+    """Two and three blocks filled, in a buffer of as many: within 10 % of weights and cache, and beside the
+    weights, which would hide a copy of so few keys, by the difference.
+
+    In a larger buffer no count tells what is read: of the branches that one row's attention may take XLA
+    counts the largest, of the loop of several rows one block; and with the length known at compile time it
+    leaves the branches out, but fuses the reading with the write to the cache. There NaN behind what is
+    filled shows it.
+    """
+    model = wide_model()
+    moved = [step_bytes(model, blocks * BLOCK - 56, blocks * BLOCK) for blocks in (1, 2, 3)]
+    for blocks, count in enumerate(moved, 1):
+        needed = limits.weight_bytes(model) + limits.cache_bytes(model, 1, blocks * BLOCK)
+        assert needed <= count < 1.1 * needed
+    block = limits.cache_bytes(model, 1, BLOCK)
+    assert all(block <= more < 2 * block for more in np.diff(moved))
+
+
 def test_a_small_step_moves_its_block_thrice():
     """The shipped checkpoint's: a block of keys is cut out of its buffer before it is multiplied (read,
     written, read), which its few weights do not hide. The rest is within 10 %. XLA counts the largest of
