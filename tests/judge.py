@@ -34,7 +34,7 @@ def scores(
     positions, _ = model.prompt_positions(tokens, np.asarray(inputs.grid_thw), lengths)
     with jax.default_matmul_precision("highest"):
         logits = model.call("logits", params, jnp.asarray(tokens), jnp.asarray(positions), inputs.vision)
-    logits = np.asarray(logits, np.float32)
+    logits = np.array(logits, np.float32)  # a copy, which is written to
     made = [
         _noisy(line[length - n - 1 : length - 1], config, row_key)
         for line, length, config, row_key in zip(logits, lengths, r.configs, r.key, strict=False)
