@@ -136,7 +136,8 @@ class CompiledTorch:
             times = [time.perf_counter() for _ in self.stream(tokens, steps)]
             return (times[-1] - times[0]) / steps
 
-        self.prepare(*tokens.shape, steps)
+        batch, filled = tokens.shape
+        self.prepare(batch, filled, steps)
         return run
 
     def prepare(self, batch: int, filled: int, steps: int) -> None:
