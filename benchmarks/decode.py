@@ -8,7 +8,8 @@
 `filled` made-up tokens, in a cache of `slots` (by default as many as are needed). Times are those of
 `new_tokens` steps behind the first token, as they reach the host: by `streaming` (a Python loop over programs
 of steps, one ahead; at batch 1 `sample_streaming` itself), by `sample`, and by transformers' `generate` where
-torch is installed (`peers=all` adds, on a GPU, its static cache with torch.compile). All take turns.
+torch is installed. `peers=all` adds, on a GPU, its static cache with torch.compile, and a decoder in plain
+torch whose step is one CUDA graph (`compiled_torch.py`, greedy; alone: `peers=torch`). All take turns.
 
 The limit of a step: the bytes of the decoder's weights (a tied head once; of an untied embedding the rows
 looked up) and of the keys and values that are filled on average, over the memory's bandwidth. That is
@@ -32,7 +33,7 @@ from benchmarks.compiles import Compiled, compilations, kept_programs
 from benchmarks.decode_plot import draw_plot
 from benchmarks.drivers import DRAWN, Driver, drivers, prompt_tokens, slots_needed
 from benchmarks.options import run
-from benchmarks.peers import Peer, peer_names, sampling
+from benchmarks.peers import Prepare, decoding_peers, peer_names
 from benchmarks.shapes import Subject, subject
 from models.buckets import bucket
 from models.errors import SettingsError
@@ -110,16 +111,14 @@ def measure(
     case: Case,
     options: Options,
     ours: dict[str, Driver],
-    peer: Peer | None,
+    peers: dict[str, Prepare],
     bandwidth: Callable[[], float],
 ) -> dict[str, Any]:
     """Seconds per step of each contestant in each repeat, and the bandwidth before it."""
     contestants = dict(ours)
-    if peer is not None:
-        tokens = prompt_tokens(what, case.batch, case.filled)
-        how = sampling(None if options.greedy else DRAWN)
-        for name in peer_names(options.peers):
-            contestants[name] = peer.decode(name, tokens, options.new_tokens, how)
+    tokens = prompt_tokens(what, case.batch, case.filled)
+    for name, prepared in peers.items():
+        contestants[name] = prepared(tokens, options.new_tokens)
     for contestant in contestants.values():
         contestant()
     rates: list[float] = []
@@ -212,7 +211,7 @@ def table(content: dict[str, Any]) -> str:
 def benchmark(options: Options) -> dict[str, Any]:
     """Measure, print, write; returns what it wrote."""
     planned = cases(options)
-    names = peer_names(options.peers)
+    names = peer_names(options.peers, plain=options.greedy)
     with kept_programs():
         what = subject(options.model, options.shape, options.dtype, vision=False)
         how, bandwidth = limits.bandwidth_meter(limits.weight_bytes(what.model))
@@ -221,9 +220,9 @@ def benchmark(options: Options) -> dict[str, Any]:
         for run_once in named(planned, ours).values():
             run_once()
         peak = records.peak_memory()
-        peer = Peer(what, vision=False) if names else None
+        peers = decoding_peers(what, options.peers, None if options.greedy else DRAWN)
         measured = [
-            measure(what, case, options, runs, peer, bandwidth)
+            measure(what, case, options, runs, peers, bandwidth)
             for case, runs in zip(planned, ours, strict=True)
         ]
         roof = limits.compute_rate(what.model.dtype)
@@ -245,7 +244,7 @@ def benchmark(options: Options) -> dict[str, Any]:
     print(f"median (lowest..highest) of {options.repeats} repeats of {options.new_tokens} tokens\n")
     print(table(content))
     if not names and options.peers != "none":
-        print("transformers: torch is not installed, so the peer was not measured")
+        print("torch is not installed, so no peer was measured")
     written = [records.write(options.out, "decode", content), draw_plot(options.out, content)]
     print("written:", ", ".join(str(path) for path in written if path))
     return content

@@ -123,7 +123,7 @@ def ways(what: Subject, file: bytes, text: int) -> dict[str, Callable[[], Any]]:
 
 def peer_ways(what: Subject, file: bytes, text: int, wanted: str) -> dict[str, Callable[[], Any]]:
     """transformers, from the same bytes by the same patches."""
-    names = [name for name in peer_names(wanted) if "static" not in name]
+    names = [name for name in peer_names(wanted, plain=False) if "static" not in name]
     if not names:
         return {}
     peer = Peer(what, vision=True)

@@ -1,10 +1,11 @@
-"""transformers' `generate` on the same weights or the same shape, where torch is installed."""
+"""Peers of the same shape, where torch is installed: transformers' `generate`, and a compiled step."""
 
 import copy
 import importlib.util
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,25 +14,53 @@ import numpy as np
 from benchmarks.shapes import Subject
 from models.errors import SettingsError
 
-PEERS = ("none", "transformers", "all")
+PEERS = ("none", "transformers", "torch", "all")
+COMPILED = "torch, compiled step"
+Prepare = Callable[[np.ndarray, int], Callable[[], float]]  # prompts and steps to a run: seconds per step
 
 
-def peer_names(wanted: str) -> list[str]:
-    """What `peers=` asks for, as far as this machine has it: "all" adds the compiled one on a GPU.
+def peer_names(wanted: str, *, plain: bool) -> list[str]:
+    """What `peers=` asks for, as far as this machine has it: "all" adds the compiled ones on a GPU.
 
-    Raises SettingsError for what it may not ask for.
+    Args:
+        plain: whether text is decoded greedily, which is all that "torch" does.
+
+    Raises:
+        SettingsError: of what it may not ask for.
     """
-    if wanted not in PEERS:
-        raise SettingsError(f"peers: {wanted!r}; allowed: {', '.join(PEERS)}")
+    allowed = [name for name in PEERS if plain or name != "torch"]
+    if wanted not in allowed:
+        why = "; vLLM takes the device for itself: measure it in a process of its own" * (wanted == "vllm")
+        raise SettingsError(f"peers: {wanted!r}; allowed: {', '.join(allowed)}{why}")
     if wanted == "none" or not importlib.util.find_spec("torch"):
         return []
+    if wanted == "torch":
+        return [COMPILED]
     import torch  # noqa: PLC0415  (optional)
 
     if torch.cuda.is_available():
-        static = ["transformers, static cache + torch.compile"] if wanted == "all" else []
-        return ["transformers", *static]
+        compiled = ["transformers, static cache + torch.compile", *[COMPILED] * plain]
+        return ["transformers", *(compiled if wanted == "all" else [])]
     threads = sorted({1, os.cpu_count() or 1})  # where other work runs, one may be the faster
     return [f"transformers, {count} thread{'s' * (count > 1)}" for count in threads]
+
+
+def decoding_peers(subject: Subject, wanted: str, drawn: dict[str, Any] | None) -> dict[str, Prepare]:
+    """By name, what prepares a case.
+
+    Args:
+        drawn: how tokens are drawn; None: greedily.
+    """
+    names = peer_names(wanted, plain=drawn is None)
+    made: dict[str, Prepare] = {}
+    if theirs := [name for name in names if name != COMPILED]:
+        peer = Peer(subject, vision=False)
+        made |= {name: partial(peer.decode, name, sampling(drawn)) for name in theirs}
+    if COMPILED in names:
+        from benchmarks.compiled_torch import CompiledTorch  # noqa: PLC0415  (imports torch)
+
+        made[COMPILED] = CompiledTorch(subject).decode
+    return made
 
 
 class Peer:
@@ -47,7 +76,7 @@ class Peer:
         self.model.generation_config.eos_token_id = None
         self.model.generation_config.pad_token_id = 0
 
-    def decode(self, name: str, tokens: np.ndarray, steps: int, how: dict[str, Any]) -> Callable[[], float]:
+    def decode(self, name: str, how: dict[str, Any], tokens: np.ndarray, steps: int) -> Callable[[], float]:
         """Seconds per step behind the first token.
 
         Args:

@@ -2,6 +2,8 @@
 
 import threading
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -15,6 +17,8 @@ from sample.outcome import FinishReason
 from serve.engine_config import EngineConfig
 from serve.job import Piece
 from serve.prompt import PreparedPrompt, prepare_prompt
+from tests.paces import Steady
+from tests.profiles import profiled
 
 SIZES = EngineConfig(
     rows=(4, 32),
@@ -117,6 +121,35 @@ def until(holds) -> None:
     while not holds():
         assert time.monotonic() < deadline, "it never came to hold"
         time.sleep(0.002)
+
+
+def profiled_turns(engine, monkeypatch, folder: Path, steps: int) -> tuple[list[str], list[tuple[int, ...]]]:
+    """Three streams take so many steps, a turn for each, and nothing else happens: what the profiler saw, and
+    the shapes of the device's arrays that the host looked at."""
+    looks: list[tuple[int, ...]] = []
+
+    def asarray(value: object, *args: object) -> np.ndarray:
+        if isinstance(value, jax.Array):
+            looks.append(value.shape)
+        return np.array(value, *args, copy=None)
+
+    monkeypatch.setattr(engine, "_pace", Steady(1))
+    readers = [Reader(credit=5) for _ in range(3)]
+    for number, reader in enumerate(readers):
+        engine.submit(words(20 + number), SamplingConfig(seed=number, max_new_tokens=200), reader)
+    until(lambda: all(len(reader.pieces) == 5 for reader in readers))
+    monkeypatch.setattr("serve.batch.np", SimpleNamespace(**{**vars(np), "asarray": asarray}))
+    with profiled(folder) as events:
+        for reader in readers:
+            reader.credit = 5 + steps
+        engine.wake()
+        until(lambda: all(len(reader.pieces) == 5 + steps for reader in readers))
+    monkeypatch.undo()
+    for reader in readers:
+        reader.closed = True
+    engine.wake()
+    until(lambda: engine.figures.running == 0)
+    return events, looks
 
 
 class Broken:

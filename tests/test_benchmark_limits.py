@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,18 +10,22 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
 from benchmarks import decode, first_token, limits
 from benchmarks.compiles import Compiled
 from benchmarks.drivers import drivers, prompt_tokens
 from benchmarks.options import parse
+from benchmarks.peers import COMPILED, peer_names
 from benchmarks.shapes import SHAPES, parameter_shapes, random_params, subject
 from benchmarks.start import by_package, parts
 from models.config import Qwen3VLConfig
 from models.errors import SettingsError
 from models.qwen3_vl import Qwen3VL
+from sample import SamplingConfig, sample
 
 ROOT = Path(__file__).parents[1]
+RUN_AS_IT_IS = {"backend": "eager", "fullgraph": True, "dynamic": False}  # a graph of torch's, not compiled
 
 
 @pytest.fixture(scope="module")
@@ -135,13 +140,60 @@ def test_made_up_prompts_have_no_picture_tokens(tiny_shape):
 
 
 @pytest.mark.torch
-def test_the_peer_is_measured_in_turns(tmp_path):
+@pytest.mark.parametrize("peers", ["transformers", "torch"])
+def test_the_peer_is_measured_in_turns(tmp_path, peers, monkeypatch):
     pytest.importorskip("torch")
+    from benchmarks import compiled_torch
+
+    monkeypatch.setattr(compiled_torch, "HOW", RUN_AS_IT_IS)
     options = decode.Options(
-        shape="tiny", filled=(20,), new_tokens=3, repeats=1, out=str(tmp_path), compiles=False
+        shape="tiny", filled=(20,), new_tokens=3, repeats=1, out=str(tmp_path), compiles=False, peers=peers
     )
     (case,) = decode.benchmark(options)["cases"]
-    assert any(name.startswith("transformers") for name in case["contestants"])
+    assert any(name.startswith(peers) for name in case["contestants"])
+    assert any(peers in ratio for ratio in case["ratios"])
+
+
+@pytest.mark.torch
+def test_all_peers_are_those_of_the_device(monkeypatch):
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    static = "transformers, static cache + torch.compile"
+    assert peer_names("transformers", plain=True) == ["transformers"]
+    assert peer_names("all", plain=True) == ["transformers", static, COMPILED]
+    assert peer_names("all", plain=False) == ["transformers", static]
+    assert peer_names("torch", plain=True) == [COMPILED]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert peer_names("all", plain=True) == peer_names("transformers", plain=True)
+    assert peer_names("torch", plain=True) == [COMPILED]
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(("batch", "filled"), [(1, 20), (3, 70)])
+def test_the_compiled_peer_says_what_our_model_says(tiny_shape, batch, filled, monkeypatch):
+    """With the same weights: so it does all that our step does."""
+    torch = pytest.importorskip("torch")
+    from benchmarks import compiled_torch
+
+    monkeypatch.setattr(compiled_torch, "HOW", RUN_AS_IT_IS)
+    monkeypatch.setattr(compiled_torch, "_PIECE", 32)
+    peer = compiled_torch.CompiledTorch(tiny_shape)
+    params = tiny_shape.params
+    weights = flatten_dict(params["language_model"] | {"lm_head": params["lm_head"]}, sep=".")
+    peer.model.load_state_dict(
+        {
+            re.sub("embedding$|scale$", "weight", name).replace("layers_", "layers."): torch.tensor(
+                np.asarray(weight)
+            )
+            for name, weight in weights.items()
+        }
+    )
+    tokens = prompt_tokens(tiny_shape, batch, filled)
+    config = SamplingConfig(temperature=0, max_new_tokens=41)
+    wanted = sample(tiny_shape.model, params, tokens, config, jax.random.key(0)).tokens
+    peer.prepare(batch, filled, 40)
+    assert np.stack(list(peer.stream(tokens, 40)), 1).tolist() == wanted.tolist()
+    assert peer.decode(tokens, 2)() > 0
 
 
 @pytest.mark.parametrize(
@@ -154,7 +206,9 @@ def test_the_peer_is_measured_in_turns(tmp_path):
         (["shape=huge"], "shape: 'huge'; allowed: qwen3_vl_2b, qwen3_vl_8b, tiny"),
         (["shape=tiny", "filled=100", "slots=128"], "slots: 128; allowed: from 230 up"),
         (["shape=tiny", "filled=100", "slots=256", "new_tokens=129"], "slots: 256; allowed: from 294 up"),
-        (["shape=tiny", "peers=vllm"], "peers: 'vllm'; allowed: none, transformers, all"),
+        (["shape=tiny", "peers=gptq"], "peers: 'gptq'; allowed: none, transformers, torch, all"),
+        (["shape=tiny", "peers=vllm"], "peers: 'vllm'; allowed: none, transformers, torch, all; vLLM takes"),
+        (["shape=tiny", "peers=torch", "greedy=false"], "peers: 'torch'; allowed: none, transformers, all"),
         (["shape=tiny", "batch=0"], "batch, new_tokens and repeats: 0"),
     ],
 )

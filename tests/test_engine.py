@@ -8,6 +8,7 @@ from PIL import Image
 
 from models import SettingsError, load_model
 from sample import SamplingConfig, prepare_inputs, sample, sample_streaming
+from sample.step import STEPS
 from sample.text import TextStream
 from serve import batch as batch_module
 from serve import prefill as prefill_module
@@ -24,10 +25,12 @@ from tests.engines import (
     crowd,
     expected,
     picture,
+    profiled_turns,
     until,
     words,
 )
 from tests.paces import Steady
+from tests.profiles import called, dispatches
 from tests.test_compiles import compilations
 
 CONFIGS = {
@@ -363,6 +366,15 @@ def test_the_next_step_is_dispatched_before_the_last_is_waited_for(engine, monke
     reader.wait()
     steps, wait = "decode", "unpack_taken"
     assert calls == [steps, wait, steps, wait, steps, wait, wait]  # of the prompt, and of 2 + 2 + 1 tokens
+
+
+def test_a_turn_of_all_streams_is_one_dispatch_and_one_transfer(engine, monkeypatch, tmp_path):
+    """Between joins and leaves the engine calls no program but the steps, and looks at their output alone."""
+    with_few_rows(engine)
+    events, looks = profiled_turns(engine, monkeypatch, tmp_path, 40)
+    assert called(events) == {"decode_steps"}
+    assert dispatches(events) == 40
+    assert looks == [(STEPS, 4, 4)] * 40
 
 
 def test_what_does_not_fit_the_programs_is_refused_at_once(engine):

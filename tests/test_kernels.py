@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractDevice, AbstractMesh
 
+from models.blocks import rms_norm
 from models.cache import write_keys, write_values
 from models.config_parts import DecoderConfig
 from models.decoder import DecoderLayer
@@ -15,8 +17,11 @@ from models.kernels import launch
 from models.kernels.attention import decode_attention
 from models.kernels.choice import decodes_in_kernels
 from models.kernels.layer import decode_layer
+from models.kernels.products import TILES, gated, onto, product
 
 SLOTS = 128
+_DEVICE = AbstractDevice(device_kind="NVIDIA H200", num_cores=132, platform="gpu")
+H200 = AbstractMesh((1,), ("x",), abstract_device=_DEVICE)  # what newer versions of JAX lower kernels for
 
 
 class NormedConfig(DecoderConfig):
@@ -97,6 +102,36 @@ def test_attention_reads_the_filled_slots_and_no_others(filled):
     assert np.array_equal(values, write_values(values, heads[:, :, 6:], length), equal_nan=True)
 
 
+PRODUCTS = [*TILES, ("product", 704), ("gated", 704), ("onto", 704)]  # tuned, and one that is not
+
+
+def assert_product(kind: str, inputs: int, batch: int, dtype, tolerance: float) -> None:
+    """One of such a width with 64 outputs is that of plain JAX in float32, within so much of the largest."""
+    outputs, parts = 64, 2 if kind == "gated" else 1
+    key = partial(jax.random.fold_in, jax.random.key(inputs))
+    x = jax.random.normal(key(0), (batch, inputs), dtype)
+    weight = jax.random.normal(key(1), (parts * outputs, inputs), dtype) * inputs**-0.5
+    scale = 1 + 0.1 * jax.random.normal(key(2), (inputs,), dtype)
+    residual = jax.random.normal(key(3), (batch, outputs), dtype)
+    x32, weight32, scale32, residual32 = (a.astype(jnp.float32) for a in (x, weight, scale, residual))
+    row = x32 if kind == "onto" else rms_norm(x32, scale32, 1e-6)
+    plain = jnp.matmul(row, weight32.T, precision="highest")
+    if kind == "product":
+        got, wanted = product(x, weight, scale, 1e-6), plain
+    elif kind == "gated":
+        got, wanted = gated(x, weight, scale, 1e-6), jax.nn.silu(plain[:, :outputs]) * plain[:, outputs:]
+    else:
+        got, wanted = onto(residual, x, weight), residual32 + plain
+    assert got.shape == wanted.shape == (batch, outputs)
+    apart = np.abs(np.asarray(got, np.float32) - wanted)
+    assert apart.max() <= tolerance * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize("kind", PRODUCTS)
+def test_products_in_tuned_tiles_are_plain_ones(kind):
+    assert_product(*kind, 1, jnp.float32, 1e-5)
+
+
 @pytest.mark.parametrize("batch", [1, 32])
 def test_real_sizes_are_lowered_for_a_gpu(batch, monkeypatch):
     c = config(
@@ -120,8 +155,9 @@ def test_real_sizes_are_lowered_for_a_gpu(batch, monkeypatch):
     params = jax.eval_shape(layer.init, jax.random.key(0), x, angles, filled, buffers, 2048)["params"]
     params = jax.tree.map(lambda leaf: shape(*leaf.shape), params)
     monkeypatch.setattr(launch, "interpreted", lambda: False)
-    traced = jax.jit(partial(decode_layer, c), donate_argnums=4).trace(params, x, angles, filled, buffers)
-    text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    with jax.sharding.use_abstract_mesh(H200):
+        traced = jax.jit(partial(decode_layer, c), donate_argnums=4).trace(params, x, angles, filled, buffers)
+        text = traced.lower(lowering_platforms=("cuda",)).as_text()
     assert text.count("xla.gpu.triton") == (6 if batch == 1 else 2)
 
 

@@ -4,6 +4,7 @@ The reference computes every token from the whole content of the cache anew, in 
 """
 
 import dataclasses
+from collections.abc import Sequence
 from functools import partial
 from types import SimpleNamespace
 
@@ -56,7 +57,8 @@ def text(length: int = 30, seed: int = 0) -> np.ndarray:
 
 @partial(jax.jit, static_argnames="model")
 def next_token(model: Model, params, sampling, vision, content, past, key):
-    """A token and its raw log-probability, from all of the content at once and without a cache."""
+    """A token, all raw log-probabilities, and how far apart the best two scores of a greedy row are: from all
+    of the content at once and without a cache."""
     tokens, positions, vision_rows, length = content
     history, in_prompt, counts = past
     start = jnp.zeros(1, jnp.int32)
@@ -64,8 +66,9 @@ def next_token(model: Model, params, sampling, vision, content, past, key):
     hidden, _ = model.call("forward", params, *arguments)
     logits = model.call("head", params, hidden[:, length - 1])
     allowed, _ = allowed_logits(logits, sampling, history)
-    token = draw(key[None], process_logits(allowed, sampling, in_prompt, counts), sampling)[0]
-    return token, jax.nn.log_softmax(logits[0])[token]
+    processed = process_logits(allowed, sampling, in_prompt, counts)
+    best, _ = jax.lax.top_k(processed[0], 2)
+    return draw(key[None], processed, sampling)[0], jax.nn.log_softmax(logits[0]), best[0] - best[1]
 
 
 class Reference:
@@ -81,15 +84,17 @@ class Reference:
         self.longest = -(-stream.context // 64) * 64  # one program
         self.sampling = sampling_params([cfg])
 
-    def run(self, steps: int) -> tuple[list[int], list[float]]:
-        tokens, logprobs, start = list(self.prompt), [], self.sinks
-        for _ in range(steps):
+    def run(self, steps: int, told: Sequence[int] = ()) -> tuple[list[int], list[float]]:
+        """Tokens and log-probabilities; behind each token comes the one that was told, where there is one."""
+        tokens, drawn, logprobs, start = list(self.prompt), [], [], self.sinks
+        self.gaps: list[float] = []
+        for step in range(steps):
             if self.sinks + len(tokens) - start > self.stream.context:
                 kept = self.stream.tail
                 if self.stream.policy == "window":
                     kept = self.stream.context - self.sinks
                 start = max(len(tokens) - kept, self.floor)
-            token, logprob = next_token(
+            token, logprob, gap = next_token(
                 self.model,
                 self.params,
                 self.sampling,
@@ -98,9 +103,11 @@ class Reference:
                 self._past(tokens),
                 jax.random.fold_in(self.request.key[0], len(tokens) - len(self.prompt)),
             )
-            logprobs.append(float(logprob))
-            tokens.append(int(token))
-        return tokens[len(self.prompt) :], logprobs
+            drawn.append(int(token))
+            tokens.append(told[step] if told else drawn[-1])
+            logprobs.append(float(logprob[tokens[-1]]))
+            self.gaps.append(float(gap))
+        return drawn, logprobs
 
     def _content(self, tokens: list[int], start: int):
         """Behind the sinks, or the whole prompt while it is there, text goes on without a gap."""
