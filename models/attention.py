@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 from models.kernels.choice import has_library_attention, on_cpu
 
 BLOCK = 256  # keys per block
+_STEP_BLOCK = 64  # the same for one token of several rows, which is read for each of them
 _SMALLEST = 128  # keys that are worth a block of their own
 MASKED = jnp.finfo(jnp.float32).min
 
@@ -41,7 +42,7 @@ def causal_attention(
     elif q.shape[:2] == (1, 1):
         return _in_one_block(q, k, v, slots)
     else:
-        block = _part(S)
+        block = _part(S, _STEP_BLOCK if T == 1 else BLOCK)
     return _attend(q, k, v, _up_to(slots, block), (filled + block - 1) // block, block)
 
 
@@ -70,9 +71,9 @@ def _in_one_block(
     return jax.lax.switch(chosen, [block(size) for size in sizes], q, k, v).reshape(q.shape)
 
 
-def _part(keys: int) -> int:
+def _part(keys: int, most: int) -> int:
     """A block that is not all of the keys, which XLA would move out of the loop at the price of a copy."""
-    block = _block(keys)
+    block = _block(keys, most)
     return block if block < keys else max(keys // 2, 1)
 
 
@@ -143,9 +144,9 @@ def _largest_block(keys: int) -> int:
     return max(size for size in range(1, min(keys, BLOCK) + 1) if keys % size == 0)
 
 
-def _block(keys: int) -> int:
+def _block(keys: int, most: int = BLOCK) -> int:
     """Blocks are equal, so their size divides the number of keys; a few keys are one block."""
-    return keys if keys <= BLOCK else math.gcd(keys, BLOCK)
+    return keys if keys <= most else math.gcd(keys, most)
 
 
 def _attend(
