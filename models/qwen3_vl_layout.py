@@ -40,19 +40,14 @@ def vision_layout(config: VisionConfig, grid_thw: np.ndarray, padded_to: int | N
         np.pad(np.concatenate(part), [(0, padding), (0, 0)]) for part in zip(*parts, strict=True)
     )
     frames = np.pad(ends[1:], (0, bucket(len(ends) - 1, 1) - len(ends) + 1), mode="edge")
-    return VisionLayout(
-        taps.astype(np.int32),
-        weights.astype(np.float32),
-        coordinates.astype(np.int32),
-        frames.astype(np.int32),
-    )
+    return VisionLayout(taps, weights, coordinates, frames.astype(np.int32))
 
 
 @lru_cache(maxsize=16)
 def _frame(h: int, w: int, merge: int, side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Taps, their weights and the coordinates of one frame; pictures of few sizes come again and again."""
     rows, columns = _block_order(h, w, merge)
-    return *_bilinear_taps(rows, columns, h, w, side), np.stack([rows, columns], 1)
+    return *_bilinear_taps(rows, columns, h, w, side), np.stack([rows, columns], 1).astype(np.int32)
 
 
 def _block_order(h: int, w: int, merge: int) -> tuple[np.ndarray, np.ndarray]:

@@ -64,7 +64,8 @@ def open_picture(
         warnings.simplefilter("ignore")
         try:
             if isinstance(source, Image.Image):
-                return _rgb(source, name, max_pixels).copy()  # the caller's own stays the caller's
+                opened = _rgb(source, name, max_pixels)
+                return source.copy() if opened is source else opened  # the caller's own stays the caller's
             if isinstance(source, np.ndarray):
                 return _rgb(_from_array(source, name), name, max_pixels)
             with Image.open(_file(source, name)) as image:

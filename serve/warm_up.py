@@ -21,10 +21,10 @@ def warm_up(device: Device, loaded: LoadedModel) -> None:
     """Compile what follows from the engine's sizes, or fetch it from the cache of compiled programs."""
     _look_at_pictures(device, loaded)
     asked = SamplingConfig(seed=0, max_new_tokens=2**20)
-    tops = {0, device.config.top_logprobs}
-    configs = [replace(asked, top_logprobs=top, min_p=share) for top in tops for share in (0.0, 0.5)]
-    rows = [_fed(device, loaded, config, size) for config in configs for size in device.config.chunks]
-    _grow_and_shrink(device, loaded, configs, rows[0])
+    plain = [replace(asked, top_logprobs=top) for top in {0, device.config.top_logprobs}]
+    rows = [_fed(device, loaded, config, size) for config in plain for size in device.config.chunks]
+    filtering = [replace(config, min_p=0.5) for config in plain]
+    _grow_and_shrink(device, loaded, [*plain, *filtering], rows[0])
     block = read_block(rows[0].state.cache, np.int32(0), device.config.chunks[-1])
     write_block(rows[0].state.cache, block, np.int32(0))
 

@@ -1,4 +1,4 @@
-"""The limit follows the seed's algorithm, does not swing, and survives an overload."""
+"""The limit follows its rule, does not swing, and survives an overload."""
 
 import itertools
 

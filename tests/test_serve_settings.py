@@ -1,4 +1,4 @@
-"""What `run_server.py` makes of its command line: the seed's keys and environments."""
+"""What `run_server.py` makes of its command line: keys and environments."""
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -45,7 +45,7 @@ def seen(config: HubConfig) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("name", ENVIRONMENTS)
-def test_each_environment_has_the_values_of_the_seed(name):
+def test_each_environment_has_its_values(name):
     assert seen(configured(f"env={name}")) == BASE | ENVIRONMENTS[name]
 
 
@@ -59,7 +59,7 @@ def test_a_setting_overrides_its_environment():
     assert seen(config) == BASE | ENVIRONMENTS["production"] | {"unacked": 50}
 
 
-KEYS = {  # of the seed, with another value than it has, and what then is another one
+KEYS = {  # with another value than it has, and what then is another one
     "default_timeout_ms=7000": lambda config: config.rules.deadline == 7.0,
     "max_active_streams=11": lambda config: config.streams.initial == 11,
     "cleanup_interval_ms=7000": lambda config: config.retained == 7.0,
@@ -84,7 +84,7 @@ KEYS = {  # of the seed, with another value than it has, and what then is anothe
 
 
 @pytest.mark.parametrize("setting", KEYS)
-def test_each_key_of_the_seed_does_something(setting):
+def test_each_key_does_something(setting):
     assert not KEYS[setting](configured())
     assert KEYS[setting](configured(f"stream_registry.{setting}"))
 
@@ -96,7 +96,7 @@ def test_each_key_of_the_seed_does_something(setting):
         ("metrics.export_interval_ms", "when Prometheus asks"),
     ],
 )
-def test_a_key_of_the_seed_that_could_do_nothing_is_refused_with_the_reason(key, why):
+def test_a_key_that_could_do_nothing_is_refused_with_the_reason(key, why):
     with pytest.raises(UsageError, match=why) as caught:
         configured(f"stream_registry.{key}=10")
     assert str(caught.value).startswith(f"stream_registry.{key}: there is no such setting: ")

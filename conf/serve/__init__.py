@@ -133,10 +133,11 @@ class BackpressureSettings:
 
 @dataclass
 class AdaptiveSettings:
-    """Seed 004's algorithm, but for what would make it swing or fail in an overload:
+    """Each interval: over `scale_up_threshold` in use and first tokens in time, 5 streams more; under
+    `scale_down_threshold`, 2 fewer. But for what would make that swing or fail in an overload:
 
     - a time to first token above its target lowers the limit by 2, too, and that is a ceiling which rises by
-      one in 12 adjustments: the seed's limit would rise by 5 into the same breach again;
+      one in 12 adjustments: else the limit would rise by 5 into the same breach again;
     - it rises by 5 only below 0.8 of the target, as just below it 5 more would be too many;
     - the time in the queue is no part of that time, as in an overload it grows whatever the limit is; where
       it is over `target_latency_ms`, the limit rises also below `scale_up_threshold`: bursts are short.
@@ -226,7 +227,6 @@ _WITHOUT = {
     "stream_registry.metrics.export_interval_ms": "figures are read when Prometheus asks for them",
 }
 
-# Those of seed 004, but for the sizes of a pool and the intervals of an export, which there are not.
 _ENVIRONMENTS: dict[str, dict[str, Any]] = {
     "base": {},
     "production": {
