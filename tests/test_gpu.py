@@ -17,6 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks import layer
+from benchmarks.shapes import SHAPES
 from models import load_model
 from models.config import Qwen3VLConfig
 from models.kernels.choice import on_cuda
@@ -29,7 +31,7 @@ from sample.step import NOT_TAKEN, decode_step, prefill, prefill_chunk, unpack
 from tests import test_parity, test_smolvlm_parity, tiny_smolvlm
 from tests.judge import assert_drawn, assert_same, scores
 from tests.profiles import called, dispatches, profiled
-from tests.test_kernels import PRODUCTS, assert_product
+from tests.test_kernels import PRODUCTS, assert_product, layer_case
 from tests.test_reseed import Reference
 from tests.tiny import VARIANTS, random_params, tiny_checkpoint, tiny_config
 
@@ -404,3 +406,27 @@ def test_a_second_stream_compiles_nothing(bfloat16, caplog):
     with jax.log_compiles(), caplog.at_level("WARNING"):
         story(bfloat16, PICTURES[0])
     assert [r for r in caplog.records if "Compiling" in r.getMessage()] == []
+
+
+def test_a_layer_as_one_kernel_is_the_layer_in_six():
+    """The prototype that is not used yet, at the real width of Qwen3-VL-2B: two layers behind one another."""
+    what = Qwen3VL(Qwen3VLConfig.from_dict(SHAPES["qwen3_vl_2b"]), jnp.bfloat16)
+    c = dataclasses.replace(what.config.text, num_hidden_layers=2)
+    layers = [layer_case(c, 1, jnp.bfloat16, seed=i)[0] for i in range(2)]
+    layers = jax.tree.map(lambda leaf: leaf * jnp.asarray(0.1, leaf.dtype), layers)
+    x = jax.random.normal(KEY, (c.hidden_size,), jnp.bfloat16)
+    keys, values = (8, 128, 512), (8, 512, 128)
+    for filled in (1, 63, 64, 300, 511):
+        caches = [
+            tuple(jax.random.normal(jax.random.key(i), shape, jnp.bfloat16) for shape in (keys, values))
+            for i in range(2)
+        ]
+        given = layers, x, jnp.linspace(0, 3, 64), jnp.array([filled], jnp.int32), caches
+        (six, six_caches), (one, one_caches) = (
+            jax.jit(partial(step, c))(*given) for step in (layer.in_six, layer.in_one)
+        )
+        for wanted, got in zip(
+            jax.tree.leaves((six, six_caches)), jax.tree.leaves((one, one_caches)), strict=True
+        ):
+            apart = np.abs(np.asarray(wanted, np.float32) - np.asarray(got, np.float32)).max()
+            assert apart <= RELATIVE * np.abs(np.asarray(wanted, np.float32)).max()
