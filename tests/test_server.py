@@ -184,6 +184,8 @@ LONG = {"messages": asked("Hm"), "max_tokens": 450, "logit_bias": {"507": -100, 
 
 @pytest.mark.parametrize("streamed", [True, False])
 def test_a_client_that_goes_frees_its_row(server, streamed):
+    gone = 'saccade_stream_cancellations_total{cause="disconnect"}'
+    before = server.metrics().get(gone, 0.0)
     body = json.dumps(LONG | {"stream": streamed}).encode()
     for _ in range(5):
         with raw(server, "/v1/chat/completions", body) as connection:
@@ -192,6 +194,7 @@ def test_a_client_that_goes_frees_its_row(server, streamed):
             else:
                 until(lambda: server.health()["running"] == 1)
         server.until_idle()
+    until(lambda: server.metrics().get(gone) == before + 5)  # and none of them came to its end
 
 
 def until(holds) -> None:
