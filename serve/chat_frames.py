@@ -3,13 +3,11 @@
 from collections.abc import AsyncGenerator, Iterator
 from typing import Any
 
-import msgspec
-
 from serve.events import Delta, End, Error, Event, Start, TokenLogprob, Usage
 from serve.hub import Hub
 from serve.live import Live
+from serve.one_line import encode
 
-_encode = msgspec.json.Encoder().encode
 _ERROR = "server_error"
 
 
@@ -92,7 +90,7 @@ async def chat_frames(hub: Hub, live: Live, ticket: int, words: ChatWords) -> As
     """A streamed completion. When its reader goes, the stream is cancelled: there is no way back to it."""
     try:
         async for events in hub.read(live, ticket):
-            frames = [b"data: %s\n\n" % _encode(chunk) for e in events for chunk in words.chunks(e)]
+            frames = [b"data: %s\n\n" % encode(chunk) for e in events for chunk in words.chunks(e)]
             if events[0].id is None:
                 frames = [b": heartbeat\n\n"]
             if events[-1].terminal:

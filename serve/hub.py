@@ -163,7 +163,7 @@ class Hub:
         """
         self.check_ready()
         self.config.rates.take(owner)
-        prepared = await self._prepared(request)
+        prepared = await self._prepared(request, owner)
         try:
             live = self._queue(request, *prepared, owner)
         except SaccadeError as error:
@@ -178,17 +178,18 @@ class Hub:
         return live
 
     async def _prepared(
-        self, request: ChatRequest
+        self, request: ChatRequest, owner: str
     ) -> tuple[PreparedPrompt, SamplingConfig, ContentFilter | None]:
         if self._preparing >= self.config.engine.rows[-1] + self.config.engine.waiting:
             raise self._busy()
-        urls = check_request(request, self.config.limits)
+        limits = self.config.limits
+        urls = check_request(request, limits)
         self._preparing += 1
         try:
             async with self._decoding if urls else contextlib.nullcontext():
                 pictures = await self._pictures.open(urls)
                 prompt, sampling = await asyncio.get_running_loop().run_in_executor(
-                    self._pool, prepare, self.loaded, request, pictures, self.config.limits, self.context
+                    self._pool, prepare, self.loaded, request, pictures, limits, self.context, owner
                 )
                 return prompt, sampling, self.config.content_filter()
         except Problem:

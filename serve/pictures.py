@@ -1,4 +1,4 @@
-"""Pictures that the tower has seen, by their content, within a budget of bytes."""
+"""Pictures that the tower has seen, by their content and owner, within a budget of bytes."""
 
 from collections import OrderedDict
 from typing import Any

@@ -1,7 +1,8 @@
 """What prompts begin with alike is computed once: blocks of the cache, by all that stands before their end.
 
 A block is as long as the largest chunk, and kept as the program of that chunk made it, so that a row has the
-same bits whether it was copied or computed. Source of the chained hashes: vLLM's prefix caching.
+same bits whether it was copied or computed. Source of the chained hashes, and of an owner in the first of
+them (`cache_salt`): vLLM's prefix caching.
 """
 
 from collections import OrderedDict
@@ -30,8 +31,8 @@ class PrefixCache:
         self._held: OrderedDict[bytes, KVCache] = OrderedDict()
 
     def keys(self, prompt: PreparedPrompt) -> list[bytes]:
-        """What the prompt's whole blocks are known by: their tokens and pictures, and all before them."""
-        keys, before = [], b""
+        """What its whole blocks are known by: the owner, their tokens and pictures, and all before them."""
+        keys, before = [], prompt.owner.encode()
         begins = _picture_begins(self._model, prompt)
         for start in range(0, len(prompt.tokens) - self.block + 1, self.block) if self._budget else ():
             end = start + self.block

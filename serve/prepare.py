@@ -68,6 +68,7 @@ def prepare(
     pictures: Sequence[Image.Image],
     limits: RequestLimits,
     context: int,
+    owner: str,
 ) -> tuple[PreparedPrompt, SamplingConfig]:
     """The prompt with its patches, and how to sample; without a length of the request's own, all that fits.
 
@@ -75,12 +76,13 @@ def prepare(
         request: which `check_request` has let pass.
         pictures: of all messages in their order, as RGB.
         context: prompt and answer together, in tokens.
+        owner: who asks.
 
     Raises:
         Problem: something that the model cannot take.
     """
     try:
-        prompt = _prompt(loaded, request.messages, pictures)
+        prompt = _prompt(loaded, request.messages, pictures, owner)
         room = context - len(prompt.tokens)
         return prompt, _sampling(loaded, request, room, limits.new_tokens)
     except PromptTooLongError as error:
@@ -108,7 +110,7 @@ def _too_long(message: str) -> Problem:
 
 
 def _prompt(
-    loaded: LoadedModel, messages: Sequence[Message], pictures: Sequence[Image.Image]
+    loaded: LoadedModel, messages: Sequence[Message], pictures: Sequence[Image.Image], owner: str
 ) -> PreparedPrompt:
     model, _, processor = loaded
     turns = [
@@ -119,7 +121,7 @@ def _prompt(
         for message in messages
     ]
     ids = encode_turns(processor.tokenizer, turns, image_pad_id=model.image_pad_id)
-    return prepare_prompt(model, processor, ids, pictures)
+    return prepare_prompt(model, processor, ids, pictures, owner)
 
 
 def _parts(message: Message) -> list[str | ImagePart]:

@@ -21,7 +21,7 @@ class PreparedPicture:
     """A picture's patches, and what it is known by.
 
     Attributes:
-        key: equal for pictures of the same content, and for no others.
+        key: equal for pictures of the same content and owner, and for no others.
         levels: its patches.
         grid_thw: int [grids, 3], frames, rows and columns in patches; a family may cut a picture into tiles.
     """
@@ -33,10 +33,11 @@ class PreparedPicture:
 
 @dataclass(frozen=True, eq=False)
 class PreparedPrompt:
-    """Token ids [T] with all picture tokens, and the pictures in their order."""
+    """Token ids [T] with all picture tokens, the pictures in their order, and whose they are."""
 
     tokens: Int32[np.ndarray, " T"]
     pictures: tuple[PreparedPicture, ...] = ()
+    owner: str = ""
 
     @property
     def grid_thw(self) -> Int32[np.ndarray, "grids 3"]:
@@ -49,22 +50,32 @@ class PreparedPrompt:
 
 
 def prepare_prompt(
-    model: Model, processor: Processor, ids: list[int], pictures: Sequence[Image.Image] = ()
+    model: Model,
+    processor: Processor,
+    ids: list[int],
+    pictures: Sequence[Image.Image] = (),
+    owner: str = "",
 ) -> PreparedPrompt:
     """From a chat's ids, with one `image_pad_id` for each picture, and RGB pictures. Host only, any thread.
+
+    Args:
+        owner: with whom alone the caches share what they keep of it: what is faster would tell others that
+            it was asked before.
 
     Raises:
         InputError: a picture that the family cannot take, or more tokens than fit the model's context.
     """
     tokens = with_picture_tokens(model, processor, ids, pictures)
-    return PreparedPrompt(tokens, tuple(prepare_picture(processor, picture) for picture in pictures))
+    prepared = tuple(prepare_picture(processor, picture, owner) for picture in pictures)
+    return PreparedPrompt(tokens, prepared, owner)
 
 
-def prepare_picture(processor: Processor, picture: Image.Image) -> PreparedPicture:
+def prepare_picture(processor: Processor, picture: Image.Image, owner: str = "") -> PreparedPicture:
     """An RGB picture's patches and key. Raises InputError for one that the family cannot take."""
-    return PreparedPicture(content_key(picture), *processor.images.levels([picture]))
+    return PreparedPicture(content_key(picture, owner), *processor.images.levels([picture]))
 
 
-def content_key(picture: Image.Image) -> bytes:
-    """A hash of a picture's mode, size and bytes: 30x150 is not 150x30, whatever the bytes."""
-    return blake3(f"{picture.mode} {picture.size}\n".encode()).update(picture.tobytes()).digest()
+def content_key(picture: Image.Image, owner: str = "") -> bytes:
+    """A hash of a picture's owner, mode, size and bytes: 30x150 is not 150x30, whatever the bytes."""
+    head = f"{owner} {picture.mode} {picture.size}\n"
+    return blake3(head.encode()).update(picture.tobytes()).digest()

@@ -3,17 +3,16 @@
 import contextlib
 from collections.abc import AsyncGenerator
 
-import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from serve.events import Event
 from serve.hub import Hub
 from serve.live import Live
+from serve.one_line import encode
 from serve.problems import Problem
 from serve.tasks import first_of
 
-_encode = msgspec.json.Encoder().encode
 HEADERS = {
     "Cache-Control": "no-cache",
     "X-Accel-Buffering": "no",  # nginx would hold the tokens back
@@ -63,4 +62,4 @@ async def event_frames(hub: Hub, live: Live, ticket: int, after: int) -> AsyncGe
 def frame(stream_id: str, event: Event) -> bytes:
     """An event as it is sent."""
     name = b"" if event.id is None else b"id: %s.%d\n" % (stream_id.encode(), event.id)
-    return b"%sevent: %s\ndata: %s\n\n" % (name, event.kind.encode(), _encode(event.data))
+    return b"%sevent: %s\ndata: %s\n\n" % (name, event.kind.encode(), encode(event.data))

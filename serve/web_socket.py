@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 
-import msgspec
 from starlette.responses import Response
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
@@ -12,9 +11,9 @@ from serve.commands import Command
 from serve.conversation import Opening, converse
 from serve.events import Event
 from serve.hub import Hub
+from serve.one_line import encode
 from serve.problems import Problem
 
-_encode = msgspec.json.Encoder().encode
 _PATIENCE = 30  # seconds for the first message
 _REFUSED = 4000  # and the HTTP status: the code with which a connection is closed that has no stream
 
@@ -24,7 +23,7 @@ async def carry(hub: Hub, socket: WebSocket, owner: str) -> None:
     try:
         hub.check_ready()
     except Problem as problem:
-        body = _encode(problem.body)
+        body = encode(problem.body)
         await socket.send_denial_response(Response(body, problem.status, problem.headers, "application/json"))
         return
     await socket.accept()
@@ -63,14 +62,14 @@ class SocketWire:
 
     async def tell(self, event: Event) -> None:
         """An event with its id, if it has one."""
-        payload = _encode(event.data)
+        payload = encode(event.data)
         named = payload if event.id is None else b'{"id":%d,%s' % (event.id, payload[1:])
         await self.socket.send_text(named.decode())
 
     async def answer(self, problem: Problem) -> None:
         """As HTTP would, with the seconds of its Retry-After beside it."""
         wait = {} if problem.retry_after is None else {"retry_after": problem.retry_after}
-        await self.socket.send_text(_encode(problem.body | wait).decode())
+        await self.socket.send_text(encode(problem.body | wait).decode())
 
     async def _message(self) -> bytes:
         message = await self.socket.receive()

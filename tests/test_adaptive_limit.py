@@ -22,6 +22,7 @@ def test_it_rises_by_five_while_it_is_used_and_fast_and_falls_by_two_while_it_is
     assert after(limit, 9, 0.5, 4.9) == 10  # the interval is not over
     assert after(limit, 9, 0.5, 5.0) == 15
     assert after(limit, 12, 0.5, 10.0) == 15  # 80 % are not more than 80 %
+    assert after(AdaptiveLimit(CONFIG, 0.0), 3, 0.5, 5.0) == 10  # nor 30 % less than 30 %
     assert after(limit, 3, 0.5, 15.0) == 13
     for number in range(4, 40):
         after(limit, 0, None, 5.0 * number)

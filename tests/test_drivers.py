@@ -206,6 +206,7 @@ def test_top_logprobs_are_the_best_and_contain_a_greedy_token(tiny):
         assert ids[0] == token.token_id
         assert values[0] == pytest.approx(token.logprob, abs=1e-5)
         assert list(values) == sorted(values, reverse=True)
+    assert stream.stats.new_tokens == 5
 
 
 @pytest.mark.slow

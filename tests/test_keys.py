@@ -1,14 +1,21 @@
 """Who asks, and how often: keys, and rates of keys."""
 
+import asyncio
 import base64
 import hmac
+from types import SimpleNamespace
+from typing import Any
 
+import grpc.aio
 import pytest
 
 from models.errors import SettingsError
 from serve.keys import ANYBODY, Keys, read_keys
 from serve.problems import Problem
 from serve.rates import Rates
+from serve.rpc import messages
+from serve.rpc.guard import Guard
+from serve.rpc.service import Service
 
 FIRST, SECOND = "first-key-0123456789", "second-key-0123456789"
 
@@ -64,6 +71,43 @@ def test_all_keys_are_compared_in_constant_time_whichever_fits(monkeypatch):
         compared.clear()
         keys.owner(f"Bearer {given}")
         assert compared == [(32, 32)] * 2
+
+
+def test_a_call_of_grpc_looks_its_key_up_once_and_is_of_its_owner():
+    looked_up: list[str | None] = []
+    owners: dict[str, str] = {}
+
+    class Counting(Keys):
+        def owner(self, authorization: str | None) -> str | None:
+            looked_up.append(authorization)
+            return super().owner(authorization)
+
+    def find(stream: str, owner: str) -> Any:
+        owners[stream] = owner
+        return SimpleNamespace(stream=SimpleNamespace(cancel=lambda: None))
+
+    async def call_as(*keys: str) -> None:
+        hub: Any = SimpleNamespace(config=SimpleNamespace(keys=counting), find=find)
+        service = Service(hub)
+        server = grpc.aio.server(interceptors=(Guard(counting, service.refuse),))
+        server.add_generic_rpc_handlers((service.handlers,))
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            cancel = channel.unary_unary(
+                f"/{messages.SERVICE}/Cancel", request_serializer=messages.CancelRequest.SerializeToString
+            )
+            calls = [
+                cancel(messages.CancelRequest(stream=key), metadata=(("authorization", f"Bearer {key}"),))
+                for key in keys
+            ]
+            await asyncio.gather(*calls)
+        await server.stop(None)
+
+    counting = Counting([FIRST, SECOND])
+    asyncio.run(call_as(FIRST, SECOND, FIRST))
+    assert sorted(map(str, looked_up)) == sorted(f"Bearer {key}" for key in (FIRST, SECOND, FIRST))
+    assert owners == {key: Keys([key]).owner(f"Bearer {key}") for key in (FIRST, SECOND)}
 
 
 def test_keys_are_read_from_a_file(tmp_path):

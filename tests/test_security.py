@@ -261,6 +261,21 @@ def test_another_key_takes_up_nothing_on_any_transport_and_its_owner_goes_on(ser
     assert [event["id"] for event in events] == list(range(2, len(events) + 2))
 
 
+def known(server: Server, name: str | None) -> tuple[bool, bool]:
+    """Whether a prompt's beginning and picture were known when this key sent them; None: no key."""
+    body = {"messages": asked("7" * 100, picture(20, 20)), "max_tokens": 1}
+    before = server.health()
+    told(httpx.post(f"{server.url}/v1/stream", json=body, headers=bearer(name) if name else {}, timeout=60))
+    after = server.health()
+    return tuple(after[figure] > before[figure] for figure in ("prefix_tokens_reused", "picture_hits"))
+
+
+def test_what_one_key_has_sent_is_not_known_when_another_sends_it(server, open_server):
+    new, old = (False, False), (True, True)
+    assert [known(server, name) for name in ("first", "second", "first", "second")] == [new, new, old, old]
+    assert [known(open_server, None) for _ in range(2)] == [new, old]
+
+
 def test_a_key_that_asks_too_often_is_told_when_to_come_back_and_others_are_not_held_up(server):
     body = json.dumps({"messages": asked("Hm"), "max_tokens": 1}).encode()
     with httpx.Client(base_url=server.url, timeout=60) as client:

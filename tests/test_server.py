@@ -184,6 +184,8 @@ LONG = {"messages": asked("Hm"), "max_tokens": 450, "logit_bias": {"507": -100, 
 
 @pytest.mark.parametrize("streamed", [True, False])
 def test_a_client_that_goes_frees_its_row(server, streamed):
+    gone = 'saccade_stream_cancellations_total{cause="disconnect"}'
+    before = server.metrics().get(gone, 0.0)
     body = json.dumps(LONG | {"stream": streamed}).encode()
     for _ in range(5):
         with raw(server, "/v1/chat/completions", body) as connection:
@@ -192,6 +194,7 @@ def test_a_client_that_goes_frees_its_row(server, streamed):
             else:
                 until(lambda: server.health()["running"] == 1)
         server.until_idle()
+    until(lambda: server.metrics().get(gone) == before + 5)  # and none of them came to its end
 
 
 def until(holds) -> None:
@@ -420,7 +423,6 @@ FIGURES = {
     "saccade_stream_heartbeats",
     "saccade_stream_inter_token_seconds",
     "saccade_stream_limit",
-    "saccade_stream_loop_blocks",
     "saccade_stream_queue_seconds",
     "saccade_stream_reseeds",
     "saccade_stream_resumes",
@@ -428,6 +430,7 @@ FIGURES = {
     "saccade_stream_ttft_seconds",
     "saccade_streams_active",
     "saccade_streams_completed",
+    "saccade_streams_ended_in_loop",
     "saccade_streams_started",
     "saccade_tokens",
     "saccade_unacked_chunks",
@@ -447,7 +450,7 @@ def test_an_end_in_a_loop_and_the_time_in_the_queue_are_counted(server):
     until(lambda: ends(server.metrics()) == server.metrics()["saccade_streams_started_total"])
     after = server.metrics()
     more = {key: after[key] - before[key] for key in before}
-    assert more["saccade_stream_loop_blocks_total"] == more["saccade_stream_queue_seconds_count"] == 1
+    assert more["saccade_streams_ended_in_loop_total"] == more["saccade_stream_queue_seconds_count"] == 1
     assert 0 < more["saccade_stream_queue_seconds_sum"] <= more["saccade_stream_ttft_seconds_sum"]
 
 

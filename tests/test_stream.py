@@ -74,6 +74,7 @@ def test_a_stream_tells_its_start_its_tokens_and_its_end():
     assert (end.usage.prompt_tokens, end.usage.image_tokens, end.usage.completion_tokens) == (7, 4, 3)
     assert (end.timings.queued, end.timings.first_token, end.timings.total) == (1.0, 2.0, 2.5)
     assert end.timings.tokens_per_second == 4.0
+    assert (stream.take_gaps(), stream.take_gaps()) == ([0.5, 0.0], [])
 
 
 def test_what_a_reader_holds_does_not_change_under_later_tokens():
@@ -359,7 +360,7 @@ def test_chunks_by_count_and_by_time():
 
 def test_sentences_end_at_a_full_stop_with_a_blank_behind_it():
     chunker = Chunker(ChunkConfig("sentence"))
-    words = ["It", " is", " 3", ".", "14", ".", '"', " Yes", "!", "\n", "And", " so", "。", " on"]
+    words = ["It", " is", " 3", ".", "14", ".", '"', " Yes", "!", "\n", "And", " so", "。", " ", "on"]
     whole = [pieces for word in words for pieces in chunker.push(piece(word), 0.0)]
     assert ["".join(p.text for p in pieces) for pieces in [*whole, chunker.flush()]] == [
         'It is 3.14."',
@@ -377,6 +378,7 @@ def test_sentences_end_at_a_full_stop_with_a_blank_behind_it():
         lambda: StreamRules(grace=-1.0),
         lambda: ChunkConfig("word"),
         lambda: ChunkConfig(tokens=0),
+        lambda: ChunkConfig(seconds=60.1),
     ],
 )
 def test_wrong_settings_are_refused(make_wrong):

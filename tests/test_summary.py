@@ -598,5 +598,5 @@ def test_a_wrong_setting_is_one_line(field, value):
 
 
 def test_the_settings_are_hashable_and_hold_numpy_numbers():
-    assert hash(SummaryConfig()) == hash(SummaryConfig())
+    assert len({SummaryConfig(), SummaryConfig()}) == 1
     assert SummaryConfig(sink_ratio=np.float32(0.5)).sink_ratio == 0.5

@@ -24,8 +24,10 @@ from train.batches import Maker, lay_out
 from train.compose import CELL, Layout, Variation, _lattice, _resample, _warp, compose, patches, premultiplied
 from train.export import export
 from train.painter import Painter
-from train.recipe import ABLATIONS, SMOKE, Run, State, losses, make, token_weights, train
+from train.recipe import ABLATIONS, SMOKE, make
+from train.run import Run, token_weights, train
 from train.scenes import BACKGROUNDS, SMALL, Catalogue, Placed, Scene, scene
+from train.step import State, losses
 
 PLAIN = Variation(art=0.0, picture=0.0)
 

@@ -135,11 +135,14 @@ def test_a_paused_stream_makes_nothing_and_goes_on_as_if_it_had_not_been(tiny, s
     _, result = expected(tiny(), "What's this?", max_new_tokens=20, **SETTINGS)
     with opened(server) as client:
         client.say({"type": "pause"})
-        client.until(lambda event: event["event"] == "start")
+        client.say("{")
+        client.until(lambda event: "error" in event)  # it has paused
         until(lambda: server.health()["running"] == 1)
-        neighbour = told(stream(server))
-        assert neighbour[-1]["event"] == "end"
-        assert not any(e["event"] == "end" for e in client.events)
+        told(stream(server))  # behind it, nothing of before the pause is on its way
+        before = server.health()["stepped"]
+        neighbour = told(stream(server))[-1]["usage"]["completion_tokens"]
+        after = server.health()
+        assert (after["running"], after["stepped"] - before) == (1, neighbour - 1)  # one by its prompt
         client.say({"type": "resume"})
         client.rest()
     assert client.text == result.texts[0]

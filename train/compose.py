@@ -360,7 +360,7 @@ def _figures(key: PRNGKeyArray, picture: Array, share: float) -> Array:
 
 
 def _damage(key: PRNGKeyArray, picture: Array, share: float) -> Float[Array, "B H W 3"]:
-    """What happens to pictures on their way: exposure, blur or sharpening, noise, JPEG."""
+    """What happens to pictures on their way: exposure, blur or sharpening, noise, JPEG; not clipped."""
     keys = jax.random.split(key, 2)
     u = jax.random.uniform(keys[0], (8, picture.shape[0], 1, 1, 1))
     picture = (picture - 0.5) * (1 + 0.2 * (u[0] - 0.5) * share) + 0.5 + 0.1 * (u[1] - 0.5) * share
@@ -388,6 +388,4 @@ def _jpeg(picture: Float[Array, "B H W 3"], step: Array) -> Float[Array, "B H W 
     coefficients = jnp.einsum("ui,vj,byixjc->byuxvc", cosines, cosines, blocks)
     coarse = step[..., None, None] * (1 + 0.6 * (n[:, None, None, None] + n[:, None]))
     rounded = jnp.round(coefficients / coarse) * coarse
-    return jnp.clip(jnp.einsum("ui,vj,byuxvc->byixjc", cosines, cosines, rounded), 0, 1).reshape(
-        picture.shape
-    )
+    return jnp.einsum("ui,vj,byuxvc->byixjc", cosines, cosines, rounded).reshape(picture.shape)

@@ -73,10 +73,16 @@ class ServeSettings:
         "a list [384x384,640x480] of WIDTHxHEIGHT, or null: all that the checkpoint that ships needs",
     )
     picture_cache_mb: int = number(
-        256, "memory for pictures that were seen, in MiB", "an integer", Range(0, 2**20)
+        256,
+        "memory for pictures that were seen, in MiB; keys share none of them",
+        "an integer",
+        Range(0, 2**20),
     )
     prefix_cache_mb: int = number(
-        256, "memory for what prompts begin with alike, in MiB", "an integer", Range(0, 2**20)
+        256,
+        "memory for what prompts begin with alike, in MiB; keys share none of it",
+        "an integer",
+        Range(0, 2**20),
     )
     request_ms: int = number(
         30_000, "for a request to come in: its head, and then its body", "an integer", _MILLISECONDS

@@ -17,7 +17,7 @@ from serve.hub import Hub
 from serve.problems import Problem
 from serve.rpc import messages
 from serve.rpc.convert import command_of, message_of, opening_of, problem_of, request_of
-from serve.rpc.guard import admit
+from serve.rpc.guard import OWNER
 
 _log = logging.getLogger(__name__)
 _STATUS = {
@@ -33,7 +33,7 @@ _STATUS = {
 
 
 class Service:
-    """What a client may call."""
+    """What a client may call, behind `Guard`."""
 
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
@@ -72,16 +72,16 @@ class Service:
     async def converse(self, _: Any, context: ServicerContext) -> None:
         """A stream, and the client's words."""
         async with self._answering(context):
-            await converse(self._hub, CallWire(context), self._owner(context))
+            await converse(self._hub, CallWire(context), OWNER.get())
 
     async def cancel(self, request: Any, context: ServicerContext) -> Any:
         """End a stream; its readers are told so."""
         async with self._answering(context):
-            self._hub.find(request.stream, self._owner(context)).stream.cancel()
+            self._hub.find(request.stream, OWNER.get()).stream.cancel()
         return messages.CancelResponse()
 
     async def _tell(self, opening: Opening, context: ServicerContext) -> None:
-        live, ticket, after = await begin(self._hub, opening, self._owner(context))
+        live, ticket, after = await begin(self._hub, opening, OWNER.get())
         wire = CallWire(context)
 
         async def send(event: Event) -> None:
@@ -89,9 +89,6 @@ class Service:
             live.stream.drained(event.id or 0)
 
         await tell(self._hub, live, ticket, after, send)
-
-    def _owner(self, context: ServicerContext) -> str:
-        return admit(self._hub.config.keys, context.invocation_metadata())
 
     @contextlib.asynccontextmanager
     async def _answering(self, context: ServicerContext) -> AsyncIterator[None]:
