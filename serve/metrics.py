@@ -63,7 +63,7 @@ class Metrics:
             "saccade_slow_consumers", "Streams whose reader was slow.", registry=registry
         )
         self._loops = Counter(
-            "saccade_streams_ended_in_loop", "Streams that ended by repeating themselves.", registry=registry
+            "saccade_stream_loop_blocks", "Streams that ended by repeating themselves.", registry=registry
         )
         self._stalls = Counter(
             "saccade_stream_credit_stalls", "How often a stream stood still for an ack.", registry=registry

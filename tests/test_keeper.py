@@ -211,4 +211,4 @@ def test_an_end_in_a_loop_is_counted_apart(monkeypatch, reason):
     kept = Kept(monkeypatch)
     begin(kept, 1.0).finish(reason, "")
     kept.look(1)
-    assert kept.figure("saccade_streams_ended_in_loop_total") == (reason == "repetition")
+    assert kept.figure("saccade_stream_loop_blocks_total") == (reason == "repetition")

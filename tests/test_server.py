@@ -430,7 +430,7 @@ FIGURES = {
     "saccade_stream_ttft_seconds",
     "saccade_streams_active",
     "saccade_streams_completed",
-    "saccade_streams_ended_in_loop",
+    "saccade_stream_loop_blocks",
     "saccade_streams_started",
     "saccade_tokens",
     "saccade_unacked_chunks",
@@ -450,7 +450,7 @@ def test_an_end_in_a_loop_and_the_time_in_the_queue_are_counted(server):
     until(lambda: ends(server.metrics()) == server.metrics()["saccade_streams_started_total"])
     after = server.metrics()
     more = {key: after[key] - before[key] for key in before}
-    assert more["saccade_streams_ended_in_loop_total"] == more["saccade_stream_queue_seconds_count"] == 1
+    assert more["saccade_stream_loop_blocks_total"] == more["saccade_stream_queue_seconds_count"] == 1
     assert 0 < more["saccade_stream_queue_seconds_sum"] <= more["saccade_stream_ttft_seconds_sum"]
 
 
