@@ -31,7 +31,7 @@ class Output(NamedTuple):
 
     def wait(self) -> StepOutput:
         """All of it. Raises RuntimeError where the device failed."""
-        dispatched = self.steps or None  # of the room for `STEPS`, which is in no cache of this core
+        dispatched = self.steps or None  # of the room that there is for `STEPS`
         return unpack_taken(np.asarray(self.packed)[:dispatched])
 
     def deliver(self, output: StepOutput) -> None:
