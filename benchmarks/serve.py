@@ -4,6 +4,7 @@
 
 The server is a process of its own; its readers are in this one, on the same cores, and `sample` runs when the
 server has nothing to do. The speed of both is that of the tokens behind the first ones, while all run.
+Both draw alike, as the checkpoint says: what a request leaves open, the server takes from there.
 The server's own cost is the processor time that a token takes beyond one of `sample`, whatever else runs on
 the machine: on a CPU, where both compute on the same threads, that is all but the model.
 """
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from benchmarks.drivers import DRAWN
 from benchmarks.load import Read, Server, read_stream, serving
 from benchmarks.measure import Spread
 from models import load_model
@@ -39,8 +41,8 @@ def body(tokens: int, seed: int, eos: tuple[int, ...]) -> dict[str, Any]:
     return {
         "messages": [{"role": "user", "content": PROMPT}],
         "max_tokens": tokens,
-        "temperature": 0.7,
         "seed": seed,
+        **DRAWN,
         "logit_bias": {str(token): -100 for token in eos},
     }
 
@@ -68,10 +70,10 @@ def sample_rate(loaded: LoadedModel, count: int, tokens: int) -> tuple[float, fl
     def seconds(new_tokens: int) -> np.ndarray:
         configs = [
             SamplingConfig(
-                temperature=0.7,
                 seed=n,
                 max_new_tokens=new_tokens,
                 logit_bias=dict.fromkeys(processor.eos_ids, -100.0),
+                **DRAWN,
             )
             for n in range(count)
         ]

@@ -4,6 +4,7 @@ A step's start costs the host the same whatever the step does; with a small mode
 GPU's host starts a step while the one before it runs, but stands still in a loop: there each is a program.
 """
 
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -58,9 +59,15 @@ def decode(
         The state, and what `unpack_taken` takes.
     """
     if on_cpu():
-        return decode_steps(model, params, state, sampling, jax.device_put(quota), top=top)
+        return decode_steps(model, params, state, sampling, _on_device(tuple(quota.tolist())), top=top)
     assert quota.max() <= 1, "more steps were counted than a program takes"
     return decode_step(model, params, state, sampling, quota > 0 if len(quota) > 1 else None, top=top)
+
+
+@lru_cache(64)
+def _on_device(quota: tuple[int, ...]) -> Int[Array, "B"]:
+    """The same few come again and again; the way to the device costs half of what a program's start does."""
+    return jax.device_put(np.array(quota, np.int32))
 
 
 def quota_of(steps: int) -> Int[np.ndarray, "1"]:

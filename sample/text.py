@@ -69,6 +69,8 @@ class TextStream:
         return text if self.stopped else text + self._held
 
     def _release(self, text: str) -> str:
+        if not self._stop:
+            return text
         text = self._held + text
         found = [(start + len(stop), start) for stop in self._stop if (start := text.find(stop)) >= 0]
         if found:
@@ -130,8 +132,9 @@ class _Detokenizer:
         self._window.append(token_id)
         if byte:
             return self._hold(int(byte[1], 16))
-        self._run.reset()
-        self._run_is_broken = False
+        if self._has_byte_tokens:
+            self._run.reset()
+            self._run_is_broken = False
         return self._show()
 
     def close(self) -> str:

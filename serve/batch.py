@@ -9,8 +9,9 @@ from jaxtyping import Array
 
 from sample.config import SamplingConfig
 from sample.logits import Wanted
+from sample.outcome import alternatives
 from sample.pace import decode
-from sample.step import NOT_TAKEN, StepOutput, one_by_one, unpack_taken
+from sample.step import NOT_TAKEN, StepOutput, unpack_taken
 from serve.job import Job
 from serve.prefill import Device, first_row
 from serve.prompt import PreparedPrompt
@@ -30,16 +31,19 @@ class Output(NamedTuple):
 
     def wait(self) -> StepOutput:
         """All of it. Raises RuntimeError where the device failed."""
-        return unpack_taken(np.asarray(self.packed))
+        dispatched = self.steps or None  # of the room that there is for `STEPS`
+        return unpack_taken(np.asarray(self.packed)[:dispatched])
 
     def deliver(self, output: StepOutput) -> None:
         """Hand the tokens over. A job whose text fails ends alone."""
-        steps = one_by_one(output)
+        columns = (output.status, output.token, output.logprob)
+        steps = list(zip(*(column.tolist() for column in columns), strict=True))
         for row, job in self.owners:
             try:
-                for step in steps:
-                    if step.status[row] != NOT_TAKEN:
-                        job.deliver(step, row)
+                for n, (status, token, logprob) in enumerate(steps):
+                    if status[row] != NOT_TAKEN:
+                        top = alternatives(output.top_ids[n, row], output.top_logprobs[n, row], job.config)
+                        job.deliver(status[row], token[row], logprob[row], top)
             except Exception:  # a tokenizer's or a consumer's: whatever it is, it is this stream's alone
                 _log.exception("a token could not be handed over")
                 job.fail("text_failed")
@@ -131,8 +135,9 @@ class Batch:
         """Dispatch the next tokens of all rows that may have any, at most so many; None where none may."""
         for job in [job for job in self._beside if job.room]:
             self.add(job, self._beside[job])
-        quota = np.array([0 if job is None else min(job.room, most) for job in self._jobs], np.int32)
-        if not quota.any():
+        quota = [0 if job is None else min(job.room, most) for job in self._jobs]
+        steps = max(quota)
+        if not steps:
             return None
         begun = time.perf_counter()
         owners = [(row, job) for row, job in enumerate(self._jobs) if job is not None and quota[row]]
@@ -140,11 +145,10 @@ class Batch:
         configs = [job.config for _, job in owners]
         top = self._device.top(any(config.top_logprobs for config in configs))
         sampling = self._rows.sampling._replace(wanted=Wanted.noise_or_all(configs))
-        state, packed = decode(model, params, self._rows.state, sampling, quota, top=top)
+        state, packed = decode(model, params, self._rows.state, sampling, np.array(quota, np.int32), top=top)
         self._rows = self._rows._replace(state=state)
-        steps = int(quota.max())
         for row, job in owners:
-            job.stepped(int(quota[row]))
+            job.stepped(quota[row])
         self._too_large += steps - 1 if self._too_large else 0
         return Output(packed, owners, steps, begun)
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from jaxtyping import Array
 
+from models.kernels.choice import on_cpu
 from models.load import LoadedModel
 from sample.config import SamplingConfig
 from sample.endless import make_plan
@@ -237,7 +238,8 @@ class Engine:
 
     def _send(self, output: Output | None) -> None:
         if output is not None:
-            output.packed.copy_to_host_async()
+            if not on_cpu():  # its memory is the host's
+                output.packed.copy_to_host_async()
             self._ahead.append(output)
 
     def _hand_over(self, outputs: list[Output]) -> RuntimeError | None:
@@ -247,7 +249,7 @@ class Engine:
                 if output.steps:
                     self._failures = 0
                     self._steps += len(arrived.token)
-                    self._stepped += int((arrived.status != NOT_TAKEN).sum())
+                    self._stepped += sum(s != NOT_TAKEN for step in arrived.status.tolist() for s in step)
                     self._pace.arrived(time.perf_counter(), output.begun, len(arrived.token))
                 output.deliver(arrived)
         except RuntimeError as error:

@@ -10,8 +10,8 @@ from models.errors import SettingsError
 from models.model import Model
 from sample.config import SamplingConfig
 from sample.logits import SamplingParams, Wanted, sampling_params
-from sample.outcome import Alternatives, FinishReason, alternatives, finish_reason
-from sample.step import EXHAUSTED, StepOutput
+from sample.outcome import Alternatives, FinishReason, finish_reason
+from sample.step import EXHAUSTED
 from sample.stream_config import StreamConfig
 from sample.text import TextStream
 from serve.endless import EndlessRow
@@ -131,17 +131,15 @@ class Job:
         """So many tokens of it are on their way."""
         self._dispatched += tokens
 
-    def deliver(self, output: StepOutput, row: int) -> None:
-        """Hand over the token of a step in which it had this row."""
+    def deliver(self, status: int, token: int, logprob: float, top: Alternatives) -> None:
+        """Hand over the token of a step that its row took."""
         self._delivered += 1
         if self.over:
             return
-        status = int(output.status[row])
         ended = finish_reason(status)
         if status == EXHAUSTED:
             self._finish(ended or "repetition", self._text.close())
             return
-        token = int(output.token[row])
         if self.endless is not None:
             self.endless.delivered(token)
         text = self._text.push(token)
@@ -149,8 +147,7 @@ class Job:
             text += self._text.close()
         if self._text.stopped:
             ended = "stop"
-        top = alternatives(output.top_ids[row], output.top_logprobs[row], self.config)
-        self.consumer.push(Piece(token, text, float(output.logprob[row]), top))
+        self.consumer.push(Piece(token, text, logprob, top))
         if ended is not None and not self.consumer.closed:
             self._finish(ended, "")
 

@@ -97,8 +97,10 @@ class Keeper:
         gaps = live.stream.take_gaps()
         self._metrics.gaps(gaps)
         self._tokens += len(gaps)
+        if live.begun:
+            return
         timings = live.stream.timings
-        if live.begun or timings.first_token is None or timings.queued is None:
+        if timings.first_token is None or timings.queued is None:
             return
         live.begun = True
         self._tokens += 1

@@ -2,17 +2,19 @@
 
 import contextlib
 from collections.abc import AsyncGenerator
+from typing import get_args
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from serve.events import Event
+from serve.events import Event, Payload
 from serve.hub import Hub
 from serve.live import Live
 from serve.one_line import encode
 from serve.problems import Problem
 from serve.tasks import first_of
 
+_HEADS = {kind: b"event: %s\ndata: " % kind.__name__.lower().encode() for kind in get_args(Payload)}
 HEADERS = {
     "Cache-Control": "no-cache",
     "X-Accel-Buffering": "no",  # nginx would hold the tokens back
@@ -53,7 +55,7 @@ async def event_frames(hub: Hub, live: Live, ticket: int, after: int) -> AsyncGe
     """A stream's own events. What has been sent counts as acknowledged."""
     try:
         async for events in hub.read(live, ticket, after):
-            yield b"".join(frame(live.id, event) for event in events)
+            yield b"".join([frame(live.id, event) for event in events])
             live.stream.drained(events[-1].id or 0)
     except Problem as problem:  # no event: the stream itself goes on
         yield b": " + problem.message.encode() + b"\n\n"
@@ -62,4 +64,4 @@ async def event_frames(hub: Hub, live: Live, ticket: int, after: int) -> AsyncGe
 def frame(stream_id: str, event: Event) -> bytes:
     """An event as it is sent."""
     name = b"" if event.id is None else b"id: %s.%d\n" % (stream_id.encode(), event.id)
-    return b"%sevent: %s\ndata: %s\n\n" % (name, event.kind.encode(), encode(event.data))
+    return b"%s%s%s\n\n" % (name, _HEADS[type(event.data)], encode(event.data))

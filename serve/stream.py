@@ -302,7 +302,7 @@ class Stream:
     def _show(self, pieces: Sequence[Piece], rest: str = "") -> None:
         if self.closed or not (pieces or rest):
             return
-        text = "".join(piece.text for piece in pieces) + rest
+        text = "".join([piece.text for piece in pieces]) + rest
         if not self._allowed(text):
             return
         logprobs = None
