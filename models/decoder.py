@@ -3,9 +3,11 @@
 Source: transformers 5.23, `modeling_llama.py` and `modeling_qwen3_vl.py`; DeepStack (arXiv:2406.04334).
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -13,7 +15,7 @@ from models.attention import causal_attention
 from models.blocks import Embedding, GatedMLP, Linear, RMSNorm, projections
 from models.cache import KVCache, write_keys, write_values
 from models.config_parts import DecoderConfig
-from models.kernels.choice import decodes_in_kernels
+from models.kernels.choice import decodes_in_kernels, mlp_parts
 from models.rope import rotate
 
 
@@ -84,8 +86,29 @@ class DecoderLayer(nn.Module):
             normed, angles, start, buffers, filled
         )
         x = x + mixed
-        normed = RMSNorm(c.rms_norm_eps, name="post_attention_layernorm")(x)
-        return x + GatedMLP(c.intermediate_size, self.fused, name="mlp")(normed), buffers
+
+        def behind(x: Float[Array, "*L D"]) -> Float[Array, "*L D"]:
+            normed = RMSNorm(c.rms_norm_eps, name="post_attention_layernorm")(x)
+            return x + GatedMLP(c.intermediate_size, self.fused, name="mlp")(normed)
+
+        return _in_parts(self, behind, x, mlp_parts(x.shape[0] * x.shape[1])), buffers
+
+
+def _in_parts(
+    layer: DecoderLayer, through: Callable[[Array], Array], x: Float[Array, "B T D"], parts: int
+) -> Float[Array, "B T D"]:
+    """`through(x)`, so many of the tokens at a time, each part in place of what it is made from."""
+    if parts == 1:
+        return through(x)
+    tokens = x.reshape(-1, x.shape[-1])
+    size = len(tokens) // parts
+
+    def part(_: nn.Module, tokens: Array, first: Array) -> tuple[Array, None]:
+        made = through(jax.lax.dynamic_slice_in_dim(tokens, first, size))
+        return jax.lax.dynamic_update_slice_in_dim(tokens, made, first, 0), None
+
+    loop = nn.scan(part, variable_broadcast="params", split_rngs={"params": False})
+    return loop(layer, tokens, jnp.arange(0, len(tokens), size))[0].reshape(x.shape)
 
 
 class Decoder(nn.Module):

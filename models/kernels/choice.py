@@ -15,6 +15,7 @@ SLOTS = 64  # of the cache, read at once
 _MOST_ROWS = 64  # beyond it the arithmetic counts, and libraries are better at that
 _WIDTH = 64  # divides every width
 _FEW_TOKENS = 8
+_MANY_TOKENS = 8192  # enough for the speed of products; activations of more take memory
 _plain = ContextVar("plain", default=False)
 
 
@@ -51,6 +52,16 @@ def multiplies_one_by_one(tokens: int) -> bool:
     XLA's product of a matrix `[out, in]` with one vector is fast on a CPU; with a few, four times as slow.
     """
     return on_cpu() and 1 < tokens <= _FEW_TOKENS
+
+
+def mlp_parts(tokens: int) -> int:
+    """In how many equal parts the tokens of prompts go through an MLP, whose activations are the largest.
+
+    In one where gradients are taken, which would keep what each part is made from.
+    """
+    if _plain.get():
+        return 1
+    return next(n for n in range(1, tokens + 1) if tokens % n == 0 and tokens // n <= _MANY_TOKENS)
 
 
 def decodes_in_kernels(c: DecoderConfig, x: Float[Array, "B T D"], slots: int) -> bool:

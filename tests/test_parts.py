@@ -1,0 +1,55 @@
+"""Long prompts go through an MLP in parts: the same values, in less memory."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from models.decoder import DecoderLayer
+from models.kernels import choice
+from models.kernels.choice import mlp_parts, plain_jax
+from tests.test_kernels import config
+
+WIDE = {"hidden_size": 32, "intermediate_size": 1024, "head_dim": 16, "num_attention_heads": 2}
+
+
+@pytest.fixture
+def few(monkeypatch):
+    monkeypatch.setattr(choice, "_MANY_TOKENS", 100)
+
+
+@pytest.mark.parametrize(("tokens", "parts"), [(1, 1), (100, 1), (101, 101), (200, 2), (330, 5), (1024, 16)])
+def test_parts_are_equal_and_no_longer_than_allowed(few, tokens, parts):
+    assert mlp_parts(tokens) == parts
+
+
+def test_where_gradients_are_taken_there_is_one_part(few):
+    with plain_jax():
+        assert mlp_parts(1024) == 1
+
+
+def compiled(fused: bool):
+    c = config(num_key_value_heads=2, **WIDE)
+    x = jax.random.normal(jax.random.key(0), (4, 160, 32))
+    angles, start = jnp.zeros((4, 160, 8)), jnp.zeros(4, jnp.int32)
+    layer = DecoderLayer(c, fused)
+    with plain_jax():
+        params = layer.init(jax.random.key(1), x, angles, start, None, 160)
+
+    def apply(params, x):  # anew, since what `jit` has traced it keeps
+        return layer.apply(params, x, angles, start, None, 160)
+
+    program = jax.jit(partial(apply)).lower(params, x).compile()
+    return program.memory_analysis().temp_size_in_bytes, jax.device_get(program(params, x))
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_layer_in_parts_gives_the_same_in_less_memory(monkeypatch, fused):
+    whole_bytes, whole = compiled(fused)
+    monkeypatch.setattr(choice, "_MANY_TOKENS", 100)  # of 640: in 8 parts
+    bytes_, made = compiled(fused)
+    for wanted, got in zip(jax.tree.leaves(whole), jax.tree.leaves(made), strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5)
+    assert bytes_ < whole_bytes / 2
