@@ -13,9 +13,8 @@ from models.blocks import rms_norm
 from models.cache import write_keys, write_values
 from models.config_parts import DecoderConfig
 from models.decoder import DecoderLayer
-from models.kernels import launch
 from models.kernels.attention import decode_attention
-from models.kernels.choice import decodes_in_kernels
+from models.kernels.choice import compiling_for, decodes_in_kernels
 from models.kernels.layer import decode_layer
 from models.kernels.products import TILES, gated, onto, product
 
@@ -133,7 +132,7 @@ def test_products_in_tuned_tiles_are_plain_ones(kind):
 
 
 @pytest.mark.parametrize("batch", [1, 32])
-def test_real_sizes_are_lowered_for_a_gpu(batch, monkeypatch):
+def test_real_sizes_are_lowered_for_a_gpu(batch):
     c = config(
         hidden_size=2048,
         intermediate_size=6144,
@@ -154,8 +153,7 @@ def test_real_sizes_are_lowered_for_a_gpu(batch, monkeypatch):
     layer = DecoderLayer(c, True)
     params = jax.eval_shape(layer.init, jax.random.key(0), x, angles, filled, buffers, 2048)["params"]
     params = jax.tree.map(lambda leaf: shape(*leaf.shape), params)
-    monkeypatch.setattr(launch, "interpreted", lambda: False)
-    with jax.sharding.use_abstract_mesh(H200):
+    with compiling_for("cuda"), jax.sharding.use_abstract_mesh(H200):
         traced = jax.jit(partial(decode_layer, c), donate_argnums=4).trace(params, x, angles, filled, buffers)
         text = traced.lower(lowering_platforms=("cuda",)).as_text()
     assert text.count("xla.gpu.triton") == (6 if batch == 1 else 2)

@@ -17,6 +17,7 @@ _WIDTH = 64  # divides every width
 _FEW_TOKENS = 8
 _MANY_TOKENS = 8192  # enough for the speed of products; activations of more take memory
 _plain = ContextVar("plain", default=False)
+_target = ContextVar("target", default="")
 
 
 @contextmanager
@@ -29,16 +30,30 @@ def plain_jax() -> Iterator[None]:
         _plain.reset(token)
 
 
-@cache
+@contextmanager
+def compiling_for(device: str) -> Iterator[None]:
+    """What is traced in it is for another device than this process has: "cuda" or "cpu"."""
+    token = _target.set(device)
+    try:
+        yield
+    finally:
+        _target.reset(token)
+
+
 def on_cpu() -> bool:
     """Whether the device is the host's own processor."""
-    return jax.default_backend() == "cpu"
+    return (_target.get() or _own()) == "cpu"
+
+
+def on_cuda() -> bool:
+    """Whether the device is NVIDIA's, for which the kernels are written."""
+    return (_target.get() or _own()) == "cuda"
 
 
 @cache
-def on_cuda() -> bool:
-    """Whether the device is NVIDIA's, for which the kernels are written."""
-    return jax.default_backend() == "gpu" and "cuda" in jax.devices()[0].client.platform_version
+def _own() -> str:
+    cuda = jax.default_backend() == "gpu" and "cuda" in jax.devices()[0].client.platform_version
+    return "cuda" if cuda else jax.default_backend()
 
 
 def has_library_attention(q: Float[Array, "B T H D"]) -> bool:

@@ -8,10 +8,12 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 from jaxtyping import Array
 
+from models.kernels.choice import on_cuda
+
 
 def interpreted() -> bool:
     """Whether kernels are run without a GPU."""
-    return jax.default_backend() != "gpu"
+    return jax.default_backend() != "gpu" and not on_cuda()
 
 
 def launch(
