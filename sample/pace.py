@@ -59,7 +59,9 @@ def decode(
         The state, and what `unpack_taken` takes.
     """
     if on_cpu():
-        return decode_steps(model, params, state, sampling, _on_device(tuple(quota.tolist())), top=top)
+        one = len(quota) == 1  # a stream, which shall leave nothing behind
+        rows = jax.device_put(quota) if one else _on_device(tuple(quota.tolist()))
+        return decode_steps(model, params, state, sampling, rows, top=top)
     assert quota.max() <= 1, "more steps were counted than a program takes"
     return decode_step(model, params, state, sampling, quota > 0 if len(quota) > 1 else None, top=top)
 
