@@ -105,6 +105,7 @@ def test_a_driver_takes_its_steps_in_the_buffer_that_was_asked_for(tiny_shape, b
     assert seen == [512, 512]
 
 
+@pytest.mark.slow
 def test_decode_writes_its_numbers_and_its_plot(tmp_path, capsys):
     options = decode.Options(
         shape="tiny", batch=(1, 2), filled=(20,), new_tokens=3, repeats=1, peers="none", out=str(tmp_path)
@@ -121,6 +122,7 @@ def test_decode_writes_its_numbers_and_its_plot(tmp_path, capsys):
     assert str(Compiled(**content["compile"]["batch 1, 20 filled, sample"][1])) in out
 
 
+@pytest.mark.slow
 def test_first_token_writes_the_total_and_its_parts(tmp_path, capsys):
     options = first_token.Options(
         shape="tiny", picture="256x256", kind="png", text=5, repeats=1, peers="none", out=str(tmp_path)
@@ -139,6 +141,7 @@ def test_made_up_prompts_have_no_picture_tokens(tiny_shape):
     assert ids.shape == (1, 12)
 
 
+@pytest.mark.slow
 @pytest.mark.torch
 @pytest.mark.parametrize("peers", ["transformers", "torch"])
 def test_the_peer_is_measured_in_turns(tmp_path, peers, monkeypatch):
@@ -168,6 +171,7 @@ def test_all_peers_are_those_of_the_device(monkeypatch):
     assert peer_names("torch", plain=True) == [COMPILED]
 
 
+@pytest.mark.slow
 @pytest.mark.torch
 @pytest.mark.parametrize(("batch", "filled"), [(1, 20), (3, 70)])
 def test_the_compiled_peer_says_what_our_model_says(tiny_shape, batch, filled, monkeypatch):

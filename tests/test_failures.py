@@ -165,6 +165,7 @@ def decodes(process: int) -> bool:
         return False
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc")
 def test_a_killed_server_breaks_every_connection_and_leaves_its_ports_and_no_process(
     tiny, tiny_directory, env

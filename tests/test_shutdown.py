@@ -49,6 +49,7 @@ def talking(server: Server, **first) -> Iterator[Talk]:
     client.channel.close()
 
 
+@pytest.mark.slow
 def test_streams_may_end_and_no_new_ones_come(tiny_directory, env):
     with running(tiny_directory(), env, *SMALL, PATIENT, wait=False, start=commands.start) as own:
         loading = httpx.post(f"{own.url}/v1/stream", json={"messages": asked("a")})
@@ -108,6 +109,7 @@ def test_what_does_not_end_in_time_gets_an_error(tiny_directory, env):
         ends_with_all_its_processes(own, workers)
 
 
+@pytest.mark.slow
 def test_it_ends_while_it_is_loading(tiny_directory, env):
     with running(tiny_directory(), env, *SMALL, wait=False, start=commands.start) as own:
         until(lambda: children(own.process.pid))

@@ -15,6 +15,7 @@ from models.weights import save_checkpoint
 from train.average import average
 
 
+@pytest.mark.slow
 def test_the_mean_of_two_checkpoints_loads(tmp_path: Path) -> None:
     model, params, _ = load_model(EMBEDDED, dtype=jnp.float32)
     shifted = tmp_path / "shifted"

@@ -234,6 +234,7 @@ def test_enlarged_art_has_edges_from_soft_to_sharp() -> None:
     np.testing.assert_allclose(sharp[0, 100:200].sum(-1), 1, atol=0.01)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_cut_leaves_what_it_has(run: Run, tmp_path: Path) -> None:
     make(run, synthetic_pack(), tmp_path / "out", tmp_path / "whole", minutes=0.0, cases=0, seeds=0)
     assert not (tmp_path / "whole").exists()

@@ -148,6 +148,7 @@ def test_a_paused_stream_makes_nothing_and_goes_on_as_if_it_had_not_been(tiny, s
     assert client.text == result.texts[0]
 
 
+@pytest.mark.slow
 def test_an_endless_stream_goes_on_until_it_is_cancelled(tiny, server):
     renewed = "saccade_stream_reseeds_total"
     before = server.metrics()[renewed]
@@ -350,6 +351,7 @@ def test_words_that_are_none_change_nothing(tiny, server):
     assert client.text == result.texts[0]
 
 
+@pytest.mark.slow
 def test_with_the_settings_for_tests_no_stream_is_held_up_for_an_ack(tiny_directory, env):
     settings = (*SMALL, "env=test", "stream_registry.backpressure.ack_timeout_ms=1")
     with running(tiny_directory(), env, *settings) as own:
