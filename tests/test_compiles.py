@@ -191,6 +191,7 @@ def test_a_step_moves_the_weights_and_the_filled_cache():
     assert needed <= step_bytes(model, BLOCK - 56, 2 * BLOCK) < 1.1 * needed
 
 
+@pytest.mark.slow
 def test_each_further_block_of_keys_costs_less_than_twice_its_bytes():
     """Two and three blocks filled, in a buffer of as many: within 10 % of weights and cache, and beside the
     weights, which would hide a copy of so few keys, by the difference.

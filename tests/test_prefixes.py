@@ -40,6 +40,7 @@ def told(engine: Engine, prompt: PreparedPrompt) -> tuple[Reader, int]:
     return reader.wait(), engine.figures.prefix_tokens_reused - before
 
 
+@pytest.mark.slow
 def test_what_is_shared_is_copied_and_the_tokens_are_those_of_sample(tiny, engine, monkeypatch):
     fed: list[int] = []
     original = prefill_module.prefill_chunk

@@ -459,6 +459,7 @@ def site(tmp_path) -> Iterator[str]:
         serving.shutdown()
 
 
+@pytest.mark.slow
 def test_a_picture_of_a_listed_host_is_fetched_and_seen_as_if_it_had_come_along(
     tiny, tiny_directory, env, site
 ):

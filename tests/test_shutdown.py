@@ -86,6 +86,7 @@ def test_streams_may_end_and_no_new_ones_come(tiny_directory, env):
         ends_with_all_its_processes(own, workers)
 
 
+@pytest.mark.slow
 def test_what_does_not_end_in_time_gets_an_error(tiny_directory, env):
     with running(tiny_directory(), env, *SMALL, PATIENT, "serve.drain_timeout_ms=0") as own:
         workers = children(own.process.pid)
