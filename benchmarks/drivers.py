@@ -10,7 +10,7 @@ from jaxtyping import Int
 
 from benchmarks.shapes import Subject
 from sample import SamplingConfig, make_request, sample, sample_streaming
-from sample.pace import Pace, decode
+from sample.pace import Pace, decode, to_host
 from sample.step import STEPS, prefill, unpack_taken
 
 DRAWN: dict[str, Any] = {"temperature": 0.7, "top_p": 0.8, "top_k": 20}
@@ -74,7 +74,7 @@ def _batch_streaming(subject: Subject, tokens: np.ndarray, config: SamplingConfi
     while made < steps:
         waited, quota = ahead, np.full(state.token.shape, pace.steps, np.int32)
         state, ahead = decode(model, params, state, r.sampling, quota, top=r.top)
-        ahead.copy_to_host_async()
+        to_host(ahead)
         if waited is not None:
             taken, arrived = len(unpack_taken(np.asarray(waited)).token), time.perf_counter()
             pace.arrived(arrived, begun, taken)

@@ -6,6 +6,7 @@ Prints microseconds a layer, the memory that it reads a second, and how far the 
 """
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -56,6 +57,19 @@ def in_one(c: DecoderConfig, layers: list[Any], x: Any, angles: Any, filled: Any
     return x, made
 
 
+def several(step: Callable[[Any], tuple[Any, Any]], caches: Any, count: int) -> Callable[[], None]:
+    """So many steps behind one another, at each call; `step` donates the caches to the next."""
+
+    def run() -> None:
+        nonlocal caches
+        x = None
+        for _ in range(count):
+            x, caches = step(caches)
+        jax.block_until_ready(x)
+
+    return run
+
+
 def main(options: Options) -> None:
     """Raises SettingsError without an NVIDIA GPU, and for a shape that one kernel is not written for."""
     if not on_cuda():
@@ -76,15 +90,9 @@ def main(options: Options) -> None:
             (random(key, (H, d, S)), random(key, (H, S, d)))
             for key in jax.random.split(jax.random.key(1), len(layers))
         ]
-        ends[name], caches = compiled(layers, *given, filled, caches)
-
-        def several(compiled: Any = compiled, held: list[Any] = [caches]) -> None:  # noqa: B006  (holds what is donated)
-            x = None
-            for _ in range(options.steps):
-                x, held[0] = compiled(layers, *given, filled, held[0])
-            jax.block_until_ready(x)
-
-        steps[name] = several
+        once = partial(compiled, layers, *given, filled)
+        ends[name], caches = once(caches)
+        steps[name] = several(once, caches, options.steps)
     read = sum(leaf.nbytes for leaf in jax.tree.leaves(layers)) + len(layers) * options.filled * H * d * 2 * 2
     for name, seconds in interleaved(steps, options.repeats).items():
         each = Spread.of(seconds / options.steps / len(layers) * 1e6)

@@ -214,12 +214,12 @@ class _Program:
         self.low, self.high = pl.ds(0, self.d // 2), pl.ds(self.d // 2, self.d // 2)
         # before and behind a kernel all counters are the same
         self.goal = self.refs.met[(_MEETINGS - 1) * _APART] + PROGRAMS
+        self.length = self.refs.filled[0]
 
     def run(self) -> None:
         """The layer."""
         r = self.refs
         # what is waited for goes before the weights, which fill the memory's queue
-        self.length = r.filled[0]
         x, scale = _load(r.x, _WHOLE), _load(r.norm1, _WHOLE)
         turns = _load(r.cos, _HALF), _load(r.sin, _HALF)
         scales = [

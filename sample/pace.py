@@ -66,6 +66,12 @@ def decode(
     return decode_step(model, params, state, sampling, quota > 0 if len(quota) > 1 else None, top=top)
 
 
+def to_host(packed: Int[Array, "..."]) -> None:
+    """On its way to the host, while the device goes on. A CPU's memory is the host's."""
+    if not on_cpu():
+        packed.copy_to_host_async()
+
+
 @lru_cache(64)
 def _on_device(quota: tuple[int, ...]) -> Int[Array, "B"]:
     """The same few come again and again; the way to the device costs half of what a program's start does."""

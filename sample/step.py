@@ -327,10 +327,10 @@ def unpack(packed: np.ndarray) -> StepOutput:
 
 def unpack_taken(packed: np.ndarray) -> StepOutput:
     """What one step packed or several, with their axis; of several, as far as any row took a step."""
-    steps = packed if packed.ndim == 3 else packed[None]
+    output = unpack(packed if packed.ndim == 3 else packed[None])
     # As lists: behind a program numpy's comparison of a few numbers takes 150 µs, this a few.
-    taken = sum(any(status != NOT_TAKEN for status in step) for step in steps[..., 1].tolist())
-    return unpack(steps[:taken])
+    taken = sum(any(status != NOT_TAKEN for status in step) for step in output.status.tolist())
+    return StepOutput(*(array[:taken] for array in output))
 
 
 def one_by_one(steps: StepOutput) -> list[StepOutput]:

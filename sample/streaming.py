@@ -15,7 +15,7 @@ from sample.config import SamplingConfig
 from sample.endless import EndlessCache
 from sample.inputs import VLMInputs
 from sample.outcome import Alternatives, FinishReason, alternatives, finish_reason
-from sample.pace import Pace, decode, quota_of
+from sample.pace import Pace, decode, quota_of, to_host
 from sample.perplexity import PerplexityTracker
 from sample.request import Request, make_request
 from sample.stats import Reseed, StreamStats
@@ -203,7 +203,7 @@ class TokenStream(Iterator[Token]):
             )
         else:
             self._state, packed = decode(*common, self._state, r.sampling, quota_of(most), top=r.top)
-        packed.copy_to_host_async()
+        to_host(packed)
         self._dispatched += most
         return _Ahead(packed, reseed, begun)
 

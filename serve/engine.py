@@ -12,11 +12,10 @@ from typing import NamedTuple
 
 from jaxtyping import Array
 
-from models.kernels.choice import on_cpu
 from models.load import LoadedModel
 from sample.config import SamplingConfig
 from sample.endless import make_plan
-from sample.pace import Pace
+from sample.pace import Pace, to_host
 from sample.step import NOT_TAKEN
 from sample.stream_config import StreamConfig
 from serve.batch import Batch, Output
@@ -238,8 +237,7 @@ class Engine:
 
     def _send(self, output: Output | None) -> None:
         if output is not None:
-            if not on_cpu():  # its memory is the host's
-                output.packed.copy_to_host_async()
+            to_host(output.packed)
             self._ahead.append(output)
 
     def _hand_over(self, outputs: list[Output]) -> RuntimeError | None:

@@ -3,7 +3,7 @@
 Of `error` and `end` there is exactly one, and nothing behind it.
 """
 
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias, get_args
 
 from msgspec import Struct
 
@@ -80,6 +80,7 @@ class End(Struct, frozen=True, tag="end", tag_field="event"):
 
 
 Payload: TypeAlias = Start | Delta | Heartbeat | Error | End
+KINDS: dict[type, str] = {payload: payload.__name__.lower() for payload in get_args(Payload)}
 
 
 class Event(NamedTuple):
@@ -91,7 +92,7 @@ class Event(NamedTuple):
     @property
     def kind(self) -> str:
         """start, delta, heartbeat, error or end."""
-        return type(self.data).__name__.lower()
+        return KINDS[type(self.data)]
 
     @property
     def terminal(self) -> bool:

@@ -2,19 +2,18 @@
 
 import contextlib
 from collections.abc import AsyncGenerator
-from typing import get_args
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from serve.events import Event, Payload
+from serve.events import KINDS, Event
 from serve.hub import Hub
 from serve.live import Live
 from serve.one_line import encode
 from serve.problems import Problem
 from serve.tasks import first_of
 
-_HEADS = {kind: b"event: %s\ndata: " % kind.__name__.lower().encode() for kind in get_args(Payload)}
+_HEADS = {payload: b"event: %s\ndata: " % kind.encode() for payload, kind in KINDS.items()}
 HEADERS = {
     "Cache-Control": "no-cache",
     "X-Accel-Buffering": "no",  # nginx would hold the tokens back

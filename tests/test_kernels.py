@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AbstractDevice, AbstractMesh
 
+from benchmarks.memory import MESH
 from models.blocks import rms_norm
 from models.cache import write_keys, write_values
 from models.config_parts import DecoderConfig
@@ -19,8 +19,6 @@ from models.kernels.layer import decode_layer
 from models.kernels.products import TILES, gated, onto, product
 
 SLOTS = 128
-_DEVICE = AbstractDevice(device_kind="NVIDIA H200", num_cores=132, platform="gpu")
-H200 = AbstractMesh((1,), ("x",), abstract_device=_DEVICE)  # what newer versions of JAX lower kernels for
 
 
 class NormedConfig(DecoderConfig):
@@ -153,7 +151,7 @@ def test_real_sizes_are_lowered_for_a_gpu(batch):
     layer = DecoderLayer(c, True)
     params = jax.eval_shape(layer.init, jax.random.key(0), x, angles, filled, buffers, 2048)["params"]
     params = jax.tree.map(lambda leaf: shape(*leaf.shape), params)
-    with compiling_for("cuda"), jax.sharding.use_abstract_mesh(H200):
+    with compiling_for("cuda"), jax.sharding.use_abstract_mesh(MESH):
         traced = jax.jit(partial(decode_layer, c), donate_argnums=4).trace(params, x, angles, filled, buffers)
         text = traced.lower(lowering_platforms=("cuda",)).as_text()
     assert text.count("xla.gpu.triton") == (6 if batch == 1 else 2)

@@ -1,7 +1,5 @@
 """Long prompts go through an MLP in parts: the same values, in less memory."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,7 +39,7 @@ def compiled(fused: bool):
     def apply(params, x):  # anew, since what `jit` has traced it keeps
         return layer.apply(params, x, angles, start, None, 160)
 
-    program = jax.jit(partial(apply)).lower(params, x).compile()
+    program = jax.jit(apply).lower(params, x).compile()
     return program.memory_analysis().temp_size_in_bytes, jax.device_get(program(params, x))
 
 
