@@ -6,7 +6,7 @@ top-p, min-p, exact over the whole vocabulary.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -42,6 +42,9 @@ class Wanted:
     min_p: bool = True
     processed: bool = True
     ngrams: bool = True
+    penalties: bool = True
+    bias: bool = True
+    ignored_eos: bool = True
 
     @classmethod
     def by(cls, configs: Sequence[SamplingConfig]) -> "Wanted":
@@ -56,12 +59,18 @@ class Wanted:
             min_p=any(config.min_p > 0 for config in drawing),
             processed=any(config.logprobs == "processed" for config in configs),
             ngrams=any(config.no_repeat_ngram_size > 0 for config in configs),
+            penalties=any(
+                (config.repetition_penalty, config.presence_penalty, config.frequency_penalty) != (1, 0, 0)
+                for config in configs
+            ),
+            bias=any(config.logit_bias for config in configs),
+            ignored_eos=any(config.ignore_eos for config in configs),
         )
 
     @classmethod
     def noise_or_all(cls, configs: Sequence[SamplingConfig]) -> "Wanted":
         """Of these rows, for who may have two programs and no more: noise alone, or everything."""
-        noise = cls(top_k=False, top_p=False, min_p=False, processed=False, ngrams=False)
+        noise = replace(cls(*(False for _ in fields(cls))), noise=True)
         return noise if replace(cls.by(configs), noise=True) == noise else cls()
 
 
@@ -155,7 +164,12 @@ def allowed_logits(
         params: one row per sequence.
         history: the tokens so far; with none watched, no n-gram is looked for.
     """
-    logits = _where_wanted(params.ignore_eos, partial(_without_eos, params), jnp.asarray(logits))
+    logits = _where_wanted(
+        params.ignore_eos,
+        partial(_without_eos, params),
+        jnp.asarray(logits),
+        possible=params.wanted.ignored_eos,
+    )
     if not history.matched.shape[1]:
         return logits, jnp.zeros(logits.shape[0], bool)
     size, threshold = params.no_repeat_ngram_size, params.no_repeat_ngram_threshold
@@ -194,7 +208,13 @@ def process_logits(
         prompt_mask: the tokens that occur in the row's prompt (without padding).
         counts: how often the row has generated each token.
     """
-    logits = _finite(_biased(_penalised(logits, params, prompt_mask, counts), params))
+    if params.wanted.penalties:
+        logits = _penalised(logits, params, prompt_mask, counts)
+    if params.wanted.bias:
+        logits = _biased(logits, params)
+    logits = _finite(logits)
+    if not params.wanted.noise:
+        return logits
     greedy = (params.temperature <= 0)[:, None]
     scaled = _finite(logits / jnp.where(greedy, 1.0, params.temperature[:, None]))
     drawing = params.temperature > 0

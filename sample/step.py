@@ -3,7 +3,7 @@
 Everything that a request may choose is traced, a row per sequence; static are the model and the shapes.
 """
 
-from functools import partial
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import jax
@@ -300,7 +300,9 @@ def _status(
     if history.matched.shape[1] > LONGEST_PATTERN:
         repeating = repeated_pattern(history, sampling.max_pattern_repeats, count)
         status = jnp.where(repeating, REPEATING, status)
-    return jnp.where((token[:, None] == sampling.eos_ids).any(-1), STOPPED, status)
+    # not `any` over an axis, which would be a kernel of its own
+    ended = reduce(jnp.logical_or, (token == ids for ids in sampling.eos_ids.T))
+    return jnp.where(ended, STOPPED, status)
 
 
 def _pack(state: DecodeState, logprob: LogProbabilities) -> Int[Array, "B packed"]:

@@ -3,6 +3,7 @@
 `python tests/test_logits.py` writes the golden arrays anew, from the torch classes.
 """
 
+from dataclasses import fields
 from pathlib import Path
 
 import jax
@@ -14,7 +15,16 @@ from scipy import stats
 from models.errors import SettingsError
 from sample import logits as logits_module
 from sample.config import SamplingConfig
-from sample.logits import SamplingParams, Wanted, draw, log_probabilities, process_logits, sampling_params
+from sample.logits import (
+    SamplingParams,
+    Wanted,
+    allowed_logits,
+    draw,
+    log_probabilities,
+    process_logits,
+    sampling_params,
+)
+from sample.loops import empty_history
 
 GOLDEN = Path(__file__).parent / "golden" / "logits" / "warpers.npz"
 process = jax.jit(process_logits)
@@ -344,15 +354,46 @@ def test_a_bias_beyond_the_vocabulary_is_refused():
         sampling_params([SamplingConfig(logit_bias={32: 1.0})], vocab_size=32)
 
 
+ASKED = {
+    "noise": {"temperature": 0.7},
+    "top_k": {"temperature": 0.7, "top_k": 5},
+    "top_p": {"temperature": 0.7, "top_p": 0.9},
+    "min_p": {"temperature": 0.7, "min_p": 0.1},
+    "processed": {"logprobs": "processed"},
+    "ngrams": {"no_repeat_ngram_size": 3},
+    "penalties": {"repetition_penalty": 1.2},
+    "bias": {"logit_bias": {7: 2.0}},
+    "ignored_eos": {"ignore_eos": True},
+}
+
+
 def test_a_server_on_a_gpu_has_two_programs_for_what_its_rows_may_ask(monkeypatch):
     monkeypatch.setattr(logits_module, "on_cpu", lambda: False)
-    plain = [SamplingConfig(temperature=0), SamplingConfig(temperature=0.7, repetition_penalty=1.2)]
+    plain = [SamplingConfig(temperature=0), SamplingConfig(temperature=0.7, max_new_tokens=9)]
     noise = Wanted.noise_or_all(plain)
     assert noise == Wanted.noise_or_all(plain[:1])
-    assert noise == Wanted(top_k=False, top_p=False, min_p=False, processed=False, ngrams=False)
-    for asked in ({"top_k": 5}, {"top_p": 0.9}, {"min_p": 0.1}, {"logprobs": "processed"}):
+    assert noise == Wanted(True, *[False] * (len(fields(Wanted)) - 1))
+    for part in ASKED.keys() - {"noise"}:
+        asked = ASKED[part]
         assert Wanted.noise_or_all([*plain, SamplingConfig(**asked)]) == Wanted()
-    assert Wanted.noise_or_all([*plain, SamplingConfig(no_repeat_ngram_size=3)]) == Wanted()
+
+
+@pytest.mark.parametrize("part", ASKED)
+def test_what_no_row_asks_for_is_left_out_and_changes_nothing(monkeypatch, part):
+    monkeypatch.setattr(logits_module, "on_cpu", lambda: False)
+    rng = np.random.default_rng(10)
+    logits, (prompt, counts) = random_logits(rng, 512, False)[None], history(rng, 1, 512)
+    some = sampling_params([SamplingConfig(**{"temperature": 0.0, "eos_id": (3, 5)} | ASKED[part])])
+    wanted = {field.name for field in fields(Wanted) if getattr(some.wanted, field.name)}
+    assert wanted == {part} | ({"noise"} if "temperature" in ASKED[part] else set())
+    made = []
+    for params in (some, some._replace(wanted=Wanted())):
+        allowed, _ = allowed_logits(logits, params, empty_history(1))
+        processed = process_logits(allowed, params, prompt, counts)
+        token = draw(keys(1), processed, params)
+        made.append((processed, token, log_probabilities(logits, processed, token, params, 3)))
+    for left_out, all_of_it in zip(*map(jax.tree.leaves, made), strict=True):
+        np.testing.assert_array_equal(left_out, all_of_it)
 
 
 if __name__ == "__main__":
