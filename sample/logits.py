@@ -212,7 +212,7 @@ def process_logits(
         logits = _penalised(logits, params, prompt_mask, counts)
     if params.wanted.bias:
         logits = _biased(logits, params)
-    logits = _finite(logits)
+    logits = _finite(jnp.asarray(logits))
     if not params.wanted.noise:
         return logits
     greedy = (params.temperature <= 0)[:, None]
