@@ -21,6 +21,7 @@ from models.config_parts import DecoderConfig
 from models.errors import SettingsError
 from models.kernels.choice import on_cuda
 from models.kernels.layer import decode_layer
+from models.kernels.products import hidden
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,11 +35,12 @@ class Options:
 
 def in_six(c: DecoderConfig, layers: list[Any], x: Any, angles: Any, filled: Any, caches: list[Any]) -> Any:
     """x: [D]; caches: of each layer, [H, d, S] and [H, S, d]."""
-    made, row = [], x[None, None]
-    for params, (keys, values) in zip(layers, caches, strict=True):
-        row, buffers = decode_layer(c, params, row, angles[None, None], filled, (keys[None], values[None]))
+    scales = [params["input_layernorm"]["scale"] for params in layers]
+    made, row = [], hidden(x[None], scales[0], c.rms_norm_eps)
+    for params, behind, (keys, values) in zip(layers, scales[1:] + scales[:1], caches, strict=True):
+        row, buffers = decode_layer(c, params, behind, row, angles[None], filled, (keys[None], values[None]))
         made.append(tuple(buffer[0] for buffer in buffers))
-    return row[0, 0], made
+    return row.rows[0], made
 
 
 def in_one(c: DecoderConfig, layers: list[Any], x: Any, angles: Any, filled: Any, caches: list[Any]) -> Any:

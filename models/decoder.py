@@ -77,10 +77,6 @@ class DecoderLayer(nn.Module):
         filled: int | Int[Array, ""],
     ) -> tuple[Float[Array, "B T D"], tuple[Array, Array]]:
         c = self.config
-        if self.fused and buffers is not None and decodes_in_kernels(c, x, buffers[1].shape[2]):
-            from models.kernels.layer import decode_layer  # noqa: PLC0415  (imports Pallas, which is slow)
-
-            return decode_layer(c, self.variables["params"], x, angles, start, buffers)
         normed = RMSNorm(c.rms_norm_eps, name="input_layernorm")(x)
         mixed, buffers = SelfAttention(c, self.fused, name="self_attn")(
             normed, angles, start, buffers, filled
@@ -138,6 +134,10 @@ class Decoder(nn.Module):
             seen, at = (rows >= 0)[..., None], jnp.maximum(rows, 0)
             x = jnp.where(seen, features.embeddings[at].astype(x.dtype), x)
             deepstack = tuple(jnp.where(seen, d[at].astype(x.dtype), 0) for d in features.deepstack)
+        if cache is not None and self.fused and not deepstack and decodes_in_kernels(self.config, x, cache):
+            from models.kernels.layer import decode_layers  # noqa: PLC0415  (imports Pallas, which is slow)
+
+            return decode_layers(self.config, self.variables["params"], x, angles, start, cache)
         keys, values = [], []
         for i, layer in enumerate(self.layers):
             buffers = None if cache is None else (cache.keys[i], cache.values[i])

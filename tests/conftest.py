@@ -31,6 +31,7 @@ CHECKED = {
         "kernels.launch",
         "kernels.layer",
         "kernels.products",
+        "kernels.sums",
         "model",
         "qwen3_vl",
         "qwen3_vl_layout",

@@ -31,7 +31,7 @@ from sample.step import NOT_TAKEN, decode_step, prefill, prefill_chunk, unpack
 from tests import test_parity, test_smolvlm_parity, tiny_smolvlm
 from tests.judge import assert_drawn, assert_same, scores
 from tests.profiles import called, dispatches, profiled
-from tests.test_kernels import PRODUCTS, assert_product, layer_case
+from tests.test_kernels import PRODUCTS, WIDTHS, assert_product, assert_sum_and_norm, layer_case
 from tests.test_reseed import Reference
 from tests.tiny import VARIANTS, random_params, tiny_checkpoint, tiny_config
 
@@ -322,6 +322,11 @@ def test_tokens_behind_a_reseed_are_those_of_float32_from_the_same_content(bfloa
 @pytest.mark.parametrize("batch", [1, 3])
 def test_products_in_tuned_tiles_are_plain_ones(kind, batch):
     assert_product(*kind, batch, jnp.bfloat16, 2**-6)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_sum_and_its_norm_are_plain_ones(width):
+    assert_sum_and_norm(width, jnp.bfloat16)
 
 
 @pytest.fixture(scope="module")

@@ -9,14 +9,16 @@ import numpy as np
 import pytest
 
 from benchmarks.memory import MESH
+from models import decoder
 from models.blocks import rms_norm
-from models.cache import write_keys, write_values
+from models.cache import KVCache, write_keys, write_values
 from models.config_parts import DecoderConfig
-from models.decoder import DecoderLayer
+from models.decoder import Decoder, DecoderLayer
 from models.kernels.attention import decode_attention
 from models.kernels.choice import compiling_for, decodes_in_kernels
-from models.kernels.layer import decode_layer
-from models.kernels.products import TILES, gated, onto, product
+from models.kernels.layer import decode_layers
+from models.kernels.products import TILES, gated, hidden, onto, product
+from models.kernels.sums import sum_and_norm
 
 SLOTS = 128
 
@@ -32,7 +34,7 @@ def config(kind=NormedConfig, **sizes):
         "vocab_size": 64,
         "hidden_size": 64,
         "intermediate_size": 192,
-        "num_hidden_layers": 1,
+        "num_hidden_layers": 2,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "head_dim": 32,
@@ -58,25 +60,33 @@ def layer_case(c, batch, dtype, seed=0):
     return jax.tree.unflatten(tree, made), x, angles, filled, buffers
 
 
+def decoded(monkeypatch, c, batch, dtype):
+    """A token of each row through a decoder: plain, and in kernels."""
+    cases = [layer_case(c, batch, dtype, seed) for seed in range(c.num_hidden_layers)]
+    _, _, angles, filled, _ = cases[0]
+    cache = KVCache(*zip(*(case[-1] for case in cases), strict=True))
+    params = {f"layers_{i}": case[0] for i, case in enumerate(cases)}
+    params["embed_tokens"] = {"embedding": jax.random.normal(jax.random.key(0), (64, c.hidden_size), dtype)}
+    params["norm"] = {"scale": jnp.linspace(0.5, 1.5, c.hidden_size).astype(dtype)}
+    given = jnp.arange(batch)[:, None] + 7, angles, filled, cache, None, SLOTS
+    plain = Decoder(c, dtype, True).apply({"params": params}, *given)
+    monkeypatch.setattr(decoder, "decodes_in_kernels", lambda *_: True)
+    return plain, Decoder(c, dtype, True).apply({"params": params}, *given)
+
+
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize(
     "sizes", [{}, {"kind": DecoderConfig, "num_attention_heads": 2}], ids=["normed", "plain"]
 )
-def test_a_layer_in_kernels_is_the_plain_layer(batch, sizes):
-    c = config(**sizes)
-    params, *given = layer_case(c, batch, jnp.float32)
-    wanted, (keys, values) = DecoderLayer(c, True).apply({"params": params}, *given, SLOTS)
-    got, (new_keys, new_values) = decode_layer(c, params, *given)
-    np.testing.assert_allclose(got, wanted, rtol=2e-5, atol=2e-5)
-    np.testing.assert_allclose(new_keys, keys, atol=1e-6)
-    np.testing.assert_allclose(new_values, values, atol=1e-6)
+def test_a_decoder_in_kernels_is_the_plain_one(monkeypatch, batch, sizes):
+    plain, kernels = decoded(monkeypatch, config(**sizes), batch, jnp.float32)
+    for wanted, got in zip(jax.tree.leaves(plain), jax.tree.leaves(kernels), strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=5e-5, atol=5e-5)
 
 
-def test_it_rounds_where_the_layer_rounds():
-    c = config()
-    params, *given = layer_case(c, 1, jnp.bfloat16)
-    wanted, _ = DecoderLayer(c, True).apply({"params": params}, *given, SLOTS)
-    got, _ = decode_layer(c, params, *given)
+@pytest.mark.parametrize("batch", [1, 3])
+def test_it_rounds_where_the_layers_round(monkeypatch, batch):
+    (wanted, _), (got, _) = decoded(monkeypatch, config(), batch, jnp.bfloat16)
     apart = np.abs(np.asarray(got - wanted, np.float32)).max()
     assert apart <= 2**-6 * np.abs(np.asarray(wanted, np.float32)).max()
 
@@ -84,7 +94,7 @@ def test_it_rounds_where_the_layer_rounds():
 @pytest.mark.parametrize("filled", [0, 1, 63, 64, 65, 127])
 def test_attention_reads_the_filled_slots_and_no_others(filled):
     key = partial(jax.random.fold_in, jax.random.key(filled))
-    qkv = jax.random.normal(key(0), (1, 8 * 32))
+    qkv = jax.random.normal(key(0), (2, 1, 8 * 32))
     keys, values = jax.random.normal(key(1), (1, 2, 32, SLOTS)), jax.random.normal(key(2), (1, 2, SLOTS, 32))
     angles = jnp.zeros((1, 16))
     length = jnp.array([filled], jnp.int32)
@@ -94,7 +104,7 @@ def test_attention_reads_the_filled_slots_and_no_others(filled):
     poisoned, keys, values = decode_attention(qkv, None, angles, length, keys, values, 1e-6)
     assert np.array_equal(clean, poisoned)
     assert np.isfinite(keys[..., : filled + 1]).all()
-    heads = qkv.reshape(1, 1, 8, 32)
+    heads = qkv.sum(0).reshape(1, 1, 8, 32)
     assert np.array_equal(keys, write_keys(keys, heads[:, :, 4:6], length), equal_nan=True)
     assert np.array_equal(values, write_values(values, heads[:, :, 6:], length), equal_nan=True)
 
@@ -113,12 +123,13 @@ def assert_product(kind: str, inputs: int, batch: int, dtype, tolerance: float) 
     x32, weight32, scale32, residual32 = (a.astype(jnp.float32) for a in (x, weight, scale, residual))
     row = x32 if kind == "onto" else rms_norm(x32, scale32, 1e-6)
     plain = jnp.matmul(row, weight32.T, precision="highest")
+    given = hidden(x, scale, 1e-6), weight
     if kind == "product":
-        got, wanted = product(x, weight, scale, 1e-6), plain
+        got, wanted = product(*given, 1e-6).sum(0), plain
     elif kind == "gated":
-        got, wanted = gated(x, weight, scale, 1e-6), jax.nn.silu(plain[:, :outputs]) * plain[:, outputs:]
+        got, wanted = gated(*given, 1e-6), jax.nn.silu(plain[:, :outputs]) * plain[:, outputs:]
     else:
-        got, wanted = onto(residual, x, weight), residual32 + plain
+        got, wanted = onto(residual, x, weight, scale[:outputs], 1e-6).rows, residual32 + plain
     assert got.shape == wanted.shape == (batch, outputs)
     apart = np.abs(np.asarray(got, np.float32) - wanted)
     assert apart.max() <= tolerance * np.abs(wanted).max()
@@ -127,6 +138,27 @@ def assert_product(kind: str, inputs: int, batch: int, dtype, tolerance: float) 
 @pytest.mark.parametrize("kind", PRODUCTS)
 def test_products_in_tuned_tiles_are_plain_ones(kind):
     assert_product(*kind, 1, jnp.float32, 1e-5)
+
+
+def assert_sum_and_norm(width: int, dtype) -> None:
+    """To the bit the sum of plain JAX, and its norm but for the order of a sum."""
+    key = partial(jax.random.fold_in, jax.random.key(width))
+    residual = jax.random.normal(key(0), (3, width), dtype)
+    parts = jax.random.normal(key(1), (2, 3, width))
+    scale = 1 + 0.1 * jax.random.normal(key(2), (width,), dtype)
+    summed, normed = sum_and_norm(residual, parts, scale, 1e-6)
+    assert np.array_equal(summed, residual + (parts[0] + parts[1]).astype(dtype))
+    wanted = np.asarray(rms_norm(summed, scale, 1e-6), np.float32)
+    np.testing.assert_allclose(np.asarray(normed, np.float32), wanted, rtol=4 * float(jnp.finfo(dtype).eps))
+
+
+WIDTHS = [2048, 704]  # a power of two, and one that is not
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_sum_and_its_norm_are_plain_ones(width, dtype):
+    assert_sum_and_norm(width, dtype)
 
 
 @pytest.mark.parametrize("batch", [1, 32])
@@ -151,11 +183,14 @@ def test_real_sizes_are_lowered_for_a_gpu(batch):
     layer = DecoderLayer(c, True)
     params = jax.eval_shape(layer.init, jax.random.key(0), x, angles, filled, buffers, 2048)["params"]
     params = jax.tree.map(lambda leaf: shape(*leaf.shape), params)
+    params = {"layers_0": params, "layers_1": params, "norm": {"scale": shape(2048)}}
+    given = params, x, angles, filled, KVCache(*((buffer, buffer) for buffer in buffers))
     with compiling_for("cuda"), jax.sharding.use_abstract_mesh(MESH):
-        traced = jax.jit(partial(decode_layer, c), donate_argnums=4).trace(params, x, angles, filled, buffers)
+        traced = jax.jit(partial(decode_layers, c), donate_argnums=4).trace(*given)
         text = traced.lower(lowering_platforms=("cuda",)).as_text()
-    assert text.count("xla.gpu.triton") == (6 if batch == 1 else 2)
+    assert text.count("xla.gpu.triton") == 2 * (6 if batch == 1 else 4)
 
 
 def test_a_cpu_has_no_kernels():
-    assert not decodes_in_kernels(config(), jnp.zeros((1, 1, 64), jnp.bfloat16), 2048)
+    cache = KVCache.empty(1, 1, 2, 2048, 32, jnp.bfloat16)
+    assert not decodes_in_kernels(config(), jnp.zeros((1, 1, 64), jnp.bfloat16), cache)

@@ -30,7 +30,7 @@ class _Shape(NamedTuple):
 
 
 def decode_attention(
-    qkv: Float[Array, "B projected"],
+    qkv: Float[Array, "parts B projected"],
     norms: tuple[Float[Array, "d"], Float[Array, "d"]] | None,
     angles: Float[Array, "B half"],
     filled: Int[Array, "B"],
@@ -41,7 +41,7 @@ def decode_attention(
     """Norm, rotate and store the new token's key and value, and mix the values that its queries see.
 
     Args:
-        qkv: queries, keys and values of one token a row, as projected, head by head.
+        qkv: queries, keys and values of one token a row, as projected, head by head, in parts to be summed.
         norms: the scales of the RMS norms of queries and of keys, for families that have them.
         angles: of the rotation, in radians.
         filled: each row's filled slots; the new key and value go into the next one.
@@ -50,7 +50,7 @@ def decode_attention(
         The heads' mixed values side by side, and the two buffers, written in place where they are donated.
     """
     B, H, D, _ = keys.shape
-    heads = qkv.shape[1] // D
+    heads = qkv.shape[2] // D
     shape = _Shape(H, (heads - 2 * H) // H, D, _splits(B * H))
     partial_shape = (B, heads - 2 * H, shape.splits)
     out = (
@@ -59,12 +59,12 @@ def decode_attention(
         jax.ShapeDtypeStruct((*partial_shape, D), jnp.float32),
         jax.ShapeDtypeStruct((*partial_shape, 2), jnp.float32),
     )
-    ones = jnp.ones(D, qkv.dtype)
+    ones = jnp.ones(D, keys.dtype)
     keys, values, mixed, sums = launch(
         partial(_attend, shape, eps if norms else None),
         out,
         (B, H, shape.splits),
-        qkv.reshape(B, heads, D),
+        qkv.reshape(-1, B, heads, D),
         *(norms or (ones, ones)),
         jnp.cos(angles),
         jnp.sin(angles),
@@ -77,7 +77,7 @@ def decode_attention(
     )
     joined = launch(
         partial(_join, shape.splits, D),
-        jax.ShapeDtypeStruct((B, (heads - 2 * H) * D), qkv.dtype),
+        jax.ShapeDtypeStruct((B, (heads - 2 * H) * D), keys.dtype),
         (B, heads - 2 * H),
         mixed,
         sums,
@@ -123,14 +123,17 @@ def _attend(shape: _Shape, eps: float | None, *refs: Any) -> None:
     first = jnp.minimum(start, keys.shape[3] // SLOTS - 1)  # of a split that has none: another's, unseen
     ahead = block(first)  # on its way while queries and key are made
 
+    def projected(*at: Any) -> Array:
+        parts = [triton.load(qkv.at[jnp.int32(part), row, *at]) for part in range(qkv.shape[0])]
+        return jnp.asarray(sum(part.astype(jnp.float32) for part in parts), keys.dtype)
+
     def halves(heads: Array) -> tuple[Array, Array]:
-        at = heads[:, None]
-        return triton.load(qkv.at[row, at, low[None]]), triton.load(qkv.at[row, at, high[None]])
+        return projected(heads[:, None], low[None]), projected(heads[:, None], high[None])
 
     queries = head * group + jnp.minimum(jnp.arange(padded), group - 1)  # the last one again, as padding
     q_low, q_high = turn(*halves(queries), q_scale)
     k_low, k_high = turn(*halves(H * group + head + jnp.arange(1)), k_scale)
-    value = triton.load(qkv.at[row, H * group + H + head, pl.ds(0, D)])
+    value = projected(H * group + H + head, pl.ds(0, D))
 
     @pl.when(split == 0)
     def _() -> None:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from models.cache import KVCache
 from models.config_parts import DecoderConfig
 
 SLOTS = 64  # of the cache, read at once
@@ -79,8 +80,8 @@ def mlp_parts(tokens: int) -> int:
     return next(n for n in range(1, tokens + 1) if tokens % n == 0 and tokens // n <= _MANY_TOKENS)
 
 
-def decodes_in_kernels(c: DecoderConfig, x: Float[Array, "B T D"], slots: int) -> bool:
-    """Whether kernels take one token of a few rows through a layer: on a GPU, in bfloat16."""
+def decodes_in_kernels(c: DecoderConfig, x: Float[Array, "B T D"], cache: KVCache) -> bool:
+    """Whether kernels take one token of a few rows through the layers: on a GPU, in bfloat16."""
     widths = (c.hidden_size, c.intermediate_size, c.num_attention_heads * c.head_dim)
     return (
         _allowed()
@@ -89,7 +90,7 @@ def decodes_in_kernels(c: DecoderConfig, x: Float[Array, "B T D"], slots: int) -
         and x.shape[0] <= _MOST_ROWS
         and not c.attention_bias
         and c.head_dim in (32, 64, 128, 256)
-        and slots % SLOTS == 0
+        and cache.values[0].shape[2] % SLOTS == 0
         and all(width % _WIDTH == 0 for width in widths)
     )
 

@@ -1,33 +1,58 @@
-"""One token of a few rows through a fused decoder layer, in six kernels: time goes into reading weights."""
+"""One token of a few rows through fused decoder layers, in as few kernels: time goes into reading weights."""
 
 from typing import Any
 
 from jaxtyping import Array, Float, Int
 
+from models.cache import KVCache
 from models.config_parts import DecoderConfig
 from models.kernels.attention import decode_attention
-from models.kernels.products import gated, onto, product
+from models.kernels.products import Hidden, gated, hidden, onto, product
 
 
-def decode_layer(
+def decode_layers(
     c: DecoderConfig,
     params: Any,
     x: Float[Array, "B 1 D"],
     angles: Float[Array, "B 1 half"],
     start: Int[Array, "B"],
-    buffers: tuple[Float[Array, "B H d S"], Float[Array, "B H S d"]],
-) -> tuple[Float[Array, "B 1 D"], tuple[Array, Array]]:
-    """What a `DecoderLayer` of fused parameters does with one token a row.
+    cache: KVCache,
+) -> tuple[Float[Array, "B 1 D"], KVCache]:
+    """What a `Decoder` does behind its embeddings with one token a row.
 
     Args:
-        params: the layer's, fused.
+        params: the decoder's, fused.
         start: how many slots of each row are filled; the token's key and value go into the next one.
+    """
+    layers = [params[f"layers_{i}"] for i in range(c.num_hidden_layers)]
+    first, *behind = [layer["input_layernorm"]["scale"] for layer in layers] + [params["norm"]["scale"]]
+    state, written = hidden(x[:, 0], first, c.rms_norm_eps), []
+    for layer, scale, buffers in zip(layers, behind, zip(*cache, strict=True), strict=True):
+        state, made = decode_layer(c, layer, scale, state, angles[:, 0], start, buffers)
+        written.append(made)
+    return state.normed[:, None], KVCache(*zip(*written, strict=True))
+
+
+def decode_layer(
+    c: DecoderConfig,
+    params: Any,
+    behind: Float[Array, "D"],
+    x: Hidden,
+    angles: Float[Array, "B half"],
+    start: Int[Array, "B"],
+    buffers: tuple[Float[Array, "B H d S"], Float[Array, "B H S d"]],
+) -> tuple[Hidden, tuple[Array, Array]]:
+    """One of them.
+
+    Args:
+        behind: the scale of the norm that follows the layer.
+        x: with the layer's own first norm.
     """
     attention, mlp, eps = params["self_attn"], params["mlp"], c.rms_norm_eps
     norms = (attention["q_norm"]["scale"], attention["k_norm"]["scale"]) if c.qk_norm else None
-    row = x[:, 0]
-    qkv = product(row, attention["qkv_proj"]["weight"], params["input_layernorm"]["scale"], eps)
-    mixed, keys, values = decode_attention(qkv, norms, angles[:, 0], start, *buffers, eps)
-    row = onto(row, mixed, attention["o_proj"]["weight"])
-    wide = gated(row, mlp["gate_up_proj"]["weight"], params["post_attention_layernorm"]["scale"], eps)
-    return onto(row, wide, mlp["down_proj"]["weight"])[:, None], (keys, values)
+    qkv = product(x, attention["qkv_proj"]["weight"], eps)
+    mixed, keys, values = decode_attention(qkv, norms, angles, start, *buffers, eps)
+    scale = params["post_attention_layernorm"]["scale"]
+    x = onto(x.rows, mixed, attention["o_proj"]["weight"], scale, eps)
+    wide = gated(x, mlp["gate_up_proj"]["weight"], eps)
+    return onto(x.rows, wide, mlp["down_proj"]["weight"], behind, eps), (keys, values)

@@ -1,9 +1,9 @@
-"""One row times a large matrix `[out, in]`, with what comes before and behind it in one kernel.
+"""A few rows times a large matrix `[out, in]`, with what comes before and behind it.
 
-All time goes into reading the matrix: each program has some of its rows, and their first weights are on the
-way before the row is read. Several rows are left to XLA's products, which measured faster than ours
-(benchmarks/README.md). Roundings are those of the layer: to the activations' dtype behind the norm, the
-product and the sum.
+All time goes into reading the matrix. One row's product is one kernel: each program has some of the matrix's
+rows, and their first weights are on the way before the row is read. Several rows' are left to XLA, whose
+products measured faster than ours (benchmarks/README.md), but in parts, which the next kernel sums. Roundings
+are those of the layer: to the activations' dtype behind the norm, the product and the sum.
 """
 
 from functools import partial
@@ -19,6 +19,7 @@ from jaxtyping import Array, Float
 
 from models.blocks import rms_norm
 from models.kernels.launch import launch
+from models.kernels.sums import sum_and_norm
 
 
 class Tiles(NamedTuple):
@@ -40,34 +41,58 @@ TILES = {  # measured on an H200, by kind and columns of the matrix
     ("onto", 4096): Tiles(16, 2048, 8),
     ("onto", 12288): Tiles(16, 512, 8),
 }
+_MOST_PARTS = 8
 
 
-def product(
-    x: Float[Array, "B I"], weight: Float[Array, "O I"], scale: Float[Array, "I"], eps: float
-) -> Float[Array, "B O"]:
-    """`rms_norm(x) @ weight.T`."""
-    if x.shape[0] == 1:
-        return _launch("product", 1, eps, x, scale, weight)
-    return jnp.matmul(rms_norm(x, scale, eps), weight.T)
+class Hidden(NamedTuple):
+    """What a layer's products read: rows and their RMS norm, which the kernels of one row make themselves."""
+
+    rows: Float[Array, "B D"]
+    normed: Float[Array, "B D"]
+    scale: Float[Array, "D"]
 
 
-def gated(
-    x: Float[Array, "B I"], weight: Float[Array, "twice_O I"], scale: Float[Array, "I"], eps: float
-) -> Float[Array, "B O"]:
-    """`silu(rms_norm(x) @ gate.T) * (rms_norm(x) @ up.T)`; `weight` is `gate` above `up`."""
-    if x.shape[0] == 1:
-        return _launch("gated", 2, eps, x, scale, weight)
-    gate, up = jnp.split(jnp.matmul(rms_norm(x, scale, eps), weight.T), 2, axis=1)
+def hidden(rows: Float[Array, "B D"], scale: Float[Array, "D"], eps: float) -> Hidden:
+    """With the norm in plain JAX, which costs nothing where nobody reads it."""
+    return Hidden(rows, rms_norm(rows, scale, eps), scale)
+
+
+def product(x: Hidden, weight: Float[Array, "O I"], eps: float) -> Float[Array, "parts B O"]:
+    """`x.normed @ weight.T`, as parts of the sum."""
+    if len(x.rows) == 1:
+        return _launch("product", 1, eps, x.rows, x.scale, weight)[None]
+    return _in_parts(x.normed, weight)
+
+
+def gated(x: Hidden, weight: Float[Array, "twice_O I"], eps: float) -> Float[Array, "B O"]:
+    """`silu(x.normed @ gate.T) * (x.normed @ up.T)`; `weight` is `gate` above `up`."""
+    if len(x.rows) == 1:
+        return _launch("gated", 2, eps, x.rows, x.scale, weight)
+    gate, up = jnp.split(jnp.matmul(x.normed, weight.T), 2, axis=1)
     return nn.silu(gate) * up
 
 
 def onto(
-    residual: Float[Array, "B O"], x: Float[Array, "B I"], weight: Float[Array, "O I"]
-) -> Float[Array, "B O"]:
-    """`residual + x @ weight.T`."""
-    if x.shape[0] == 1:
-        return _launch("onto", 1, None, x, residual, weight)
-    return residual + jnp.matmul(x, weight.T)
+    residual: Float[Array, "B O"],
+    x: Float[Array, "B I"],
+    weight: Float[Array, "O I"],
+    scale: Float[Array, "O"],
+    eps: float,
+) -> Hidden:
+    """`residual + x @ weight.T`; `scale` is that of the norm behind it."""
+    if len(x) == 1:
+        return hidden(_launch("onto", 1, None, x, residual, weight), scale, eps)
+    return Hidden(*sum_and_norm(residual, _in_parts(x, weight), scale, eps), scale)
+
+
+def _in_parts(x: Float[Array, "B I"], weight: Float[Array, "O I"]) -> Float[Array, "parts B O"]:
+    """`x @ weight.T` of equal parts of the inputs, unsummed: as many as XLA would take, and sum by itself."""
+    outputs, inputs = weight.shape
+    parts = 1
+    while parts < _MOST_PARTS and 2 * parts * outputs <= _MOST_PARTS * inputs:
+        parts *= 2
+    x, weight = x.reshape(len(x), parts, -1), weight.reshape(outputs, parts, -1)
+    return jnp.einsum("bpi,opi->pbo", x, weight, preferred_element_type=jnp.float32)
 
 
 def _launch(kind: str, parts: int, eps: float | None, x: Array, extra: Array, weight: Array) -> Array:
