@@ -208,11 +208,12 @@ def process_logits(
         prompt_mask: the tokens that occur in the row's prompt (without padding).
         counts: how often the row has generated each token.
     """
+    logits = jnp.asarray(logits)
     if params.wanted.penalties:
         logits = _penalised(logits, params, prompt_mask, counts)
     if params.wanted.bias:
         logits = _biased(logits, params)
-    logits = _finite(jnp.asarray(logits))
+    logits = _finite(logits)
     if not params.wanted.noise:
         return logits
     greedy = (params.temperature <= 0)[:, None]
