@@ -20,8 +20,10 @@ import pytest
 from benchmarks import layer
 from benchmarks.shapes import SHAPES
 from models import load_model
+from models.cache import KVCache
 from models.config import Qwen3VLConfig
-from models.kernels.choice import on_cuda
+from models.kernels import whole_layer
+from models.kernels.choice import decodes_whole_layers, on_cuda
 from models.load import LoadedModel
 from models.qwen3_vl import Qwen3VL
 from sample import SamplingConfig, StreamConfig, prepare_inputs, sample, sample_streaming
@@ -414,24 +416,24 @@ def test_a_second_stream_compiles_nothing(bfloat16, caplog):
 
 
 def test_a_layer_as_one_kernel_is_the_layer_in_six():
-    """The prototype that is not used yet, at the real width of Qwen3-VL-2B: two layers behind one another."""
+    """At the real width of Qwen3-VL-2B: two layers behind one another."""
     what = Qwen3VL(Qwen3VLConfig.from_dict(SHAPES["qwen3_vl_2b"]), jnp.bfloat16)
     c = dataclasses.replace(what.config.text, num_hidden_layers=2)
+    if not decodes_whole_layers(c, 1):
+        pytest.skip("needs a Hopper GPU")
     layers = [layer_case(c, 1, jnp.bfloat16, seed=i)[0] for i in range(2)]
     layers = jax.tree.map(lambda leaf: leaf * jnp.asarray(0.1, leaf.dtype), layers)
-    x = jax.random.normal(KEY, (c.hidden_size,), jnp.bfloat16)
-    keys, values = (8, 128, 512), (8, 512, 128)
-    for filled in (1, 63, 64, 300, 511):
-        caches = [
-            tuple(jax.random.normal(jax.random.key(i), shape, jnp.bfloat16) for shape in (keys, values))
-            for i in range(2)
-        ]
-        given = layers, x, jnp.linspace(0, 3, 64), jnp.array([filled], jnp.int32), caches
-        (six, six_caches), (one, one_caches) = (
-            jax.jit(partial(step, c))(*given) for step in (layer.in_six, layer.in_one)
+    x, angles = (
+        jax.random.normal(KEY, (1, 1, c.hidden_size), jnp.bfloat16),
+        jnp.linspace(0, 3, 64)[None, None],
+    )
+    shapes = (1, 8, 128, 512), (1, 8, 512, 128)
+    for filled in (0, 1, 63, 64, 300, 511):
+        cache = KVCache(
+            *(tuple(jax.random.normal(jax.random.key(i), s, jnp.bfloat16) for i in range(2)) for s in shapes)
         )
-        for wanted, got in zip(
-            jax.tree.leaves((six, six_caches)), jax.tree.leaves((one, one_caches)), strict=True
-        ):
+        given = layers, x, angles, jnp.array([filled], jnp.int32), cache
+        made = [jax.jit(partial(step, c))(*given) for step in (layer.in_six, whole_layer.decode_layers)]
+        for wanted, got in zip(*map(jax.tree.leaves, made), strict=True):
             apart = np.abs(np.asarray(wanted, np.float32) - np.asarray(got, np.float32)).max()
             assert apart <= RELATIVE * np.abs(np.asarray(wanted, np.float32)).max()

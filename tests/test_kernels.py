@@ -1,5 +1,6 @@
 """Kernels, interpreted, against the plain layer; and that they can be lowered for a GPU at real sizes."""
 
+import re
 from functools import partial
 from typing import ClassVar
 
@@ -15,7 +16,7 @@ from models.cache import KVCache, write_keys, write_values
 from models.config_parts import DecoderConfig
 from models.decoder import Decoder, DecoderLayer
 from models.kernels.attention import decode_attention
-from models.kernels.choice import compiling_for, decodes_in_kernels
+from models.kernels.choice import compiling_for, decodes_in_kernels, decodes_whole_layers
 from models.kernels.layer import decode_layers
 from models.kernels.products import TILES, gated, hidden, onto, product
 from models.kernels.sums import sum_and_norm
@@ -161,15 +162,22 @@ def test_a_sum_and_its_norm_are_plain_ones(width, dtype):
     assert_sum_and_norm(width, dtype)
 
 
-@pytest.mark.parametrize("batch", [1, 32])
-def test_real_sizes_are_lowered_for_a_gpu(batch):
-    c = config(
-        hidden_size=2048,
-        intermediate_size=6144,
-        num_attention_heads=16,
-        num_key_value_heads=8,
-        head_dim=128,
-    )
+WHOLE = jax.__version_info__ >= (0, 11)
+REAL = {
+    "hidden_size": 2048,
+    "intermediate_size": 6144,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+}
+
+
+@pytest.mark.parametrize(
+    ("device", "batch", "kernels"),
+    [("cuda", 1, 6), ("cuda", 32, 4), ("hopper", 1, 1 if WHOLE else 6), ("hopper", 32, 4)],
+)
+def test_real_sizes_are_lowered_for_a_gpu(device, batch, kernels):
+    c = config(**REAL, num_hidden_layers=5)
 
     def shape(*sizes, dtype=jnp.bfloat16):
         return jax.ShapeDtypeStruct(sizes, dtype)
@@ -183,12 +191,35 @@ def test_real_sizes_are_lowered_for_a_gpu(batch):
     layer = DecoderLayer(c, True)
     params = jax.eval_shape(layer.init, jax.random.key(0), x, angles, filled, buffers, 2048)["params"]
     params = jax.tree.map(lambda leaf: shape(*leaf.shape), params)
-    params = {"layers_0": params, "layers_1": params, "norm": {"scale": shape(2048)}}
-    given = params, x, angles, filled, KVCache(*((buffer, buffer) for buffer in buffers))
-    with compiling_for("cuda"), jax.sharding.use_abstract_mesh(MESH):
+    params = {f"layers_{i}": params for i in range(5)} | {"norm": {"scale": shape(2048)}}
+    given = params, x, angles, filled, KVCache(*((buffer,) * 5 for buffer in buffers))
+    with compiling_for(device), jax.sharding.use_abstract_mesh(MESH):
         traced = jax.jit(partial(decode_layers, c), donate_argnums=4).trace(*given)
         text = traced.lower(lowering_platforms=("cuda",)).as_text()
-    assert text.count("xla.gpu.triton") == 2 * (6 if batch == 1 else 4)
+    functions = len(re.findall(r"func private @(decode_)?layer", text))
+    assert functions <= 3  # for the first, the last and all between
+    kind, other = ("mosaic_gpu", "xla.gpu.triton") if kernels == 1 else ("xla.gpu.triton", "mosaic_gpu")
+    assert len(re.findall(f"custom_call @.*{kind}", text)) == functions * kernels
+    assert other not in text
+
+
+@pytest.mark.parametrize(
+    ("device", "rows", "sizes"),
+    [
+        ("cuda", 1, {}),
+        ("hopper", 2, {}),
+        ("hopper", 1, {"kind": DecoderConfig}),
+        ("hopper", 1, {"head_dim": 64}),
+        ("hopper", 1, {"intermediate_size": 4864}),
+        ("hopper", 1, {"num_key_value_heads": 16}),
+    ],
+    ids=str,
+)
+def test_a_whole_layer_is_one_kernel_where_it_fits(device, rows, sizes):
+    with compiling_for("hopper"):
+        assert decodes_whole_layers(config(**REAL), 1) == WHOLE
+    with compiling_for(device):
+        assert not decodes_whole_layers(config(**REAL | sizes), rows)
 
 
 def test_a_cpu_has_no_kernels():

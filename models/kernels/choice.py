@@ -1,9 +1,12 @@
 """Where kernels stand for plain JAX: by device and shape, here alone. Pallas, slow to import, is left out."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +18,7 @@ from models.config_parts import DecoderConfig
 SLOTS = 64  # of the cache, read at once
 _MOST_ROWS = 64  # beyond it the arithmetic counts, and libraries are better at that
 _WIDTH = 64  # divides every width
+_PROCESSORS = 128  # for two programs each of the kernel for a whole layer
 _FEW_TOKENS = 8
 _MANY_TOKENS = 8192  # enough for the speed of products; activations of more take memory
 _plain = ContextVar("plain", default=False)
@@ -33,7 +37,7 @@ def plain_jax() -> Iterator[None]:
 
 @contextmanager
 def compiling_for(device: str) -> Iterator[None]:
-    """What is traced in it is for another device than this process has: "cuda" or "cpu"."""
+    """What is traced in it is for another device than this process has: "hopper", "cuda" or "cpu"."""
     token = _target.set(device)
     try:
         yield
@@ -48,13 +52,21 @@ def on_cpu() -> bool:
 
 def on_cuda() -> bool:
     """Whether the device is NVIDIA's, for which the kernels are written."""
-    return (_target.get() or _own()) == "cuda"
+    return (_target.get() or _own()) in ("cuda", "hopper")
 
 
 @cache
 def _own() -> str:
-    cuda = jax.default_backend() == "gpu" and "cuda" in jax.devices()[0].client.platform_version
-    return "cuda" if cuda else jax.default_backend()
+    device: Any = jax.devices()[0]
+    if device.platform != "gpu" or "cuda" not in device.client.platform_version:
+        return jax.default_backend()
+    whole = device.compute_capability == "9.0" and device.core_count >= _PROCESSORS
+    return "hopper" if whole and not _with_mps() else "cuda"
+
+
+def _with_mps() -> bool:
+    """Whether kernels of several processes may run at once, by CUDA's Multi-Process Service."""
+    return Path(os.environ.get("CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps")).exists()
 
 
 def has_library_attention(q: Float[Array, "B T H D"]) -> bool:
@@ -92,6 +104,25 @@ def decodes_in_kernels(c: DecoderConfig, x: Float[Array, "B T D"], cache: KVCach
         and c.head_dim in (32, 64, 128, 256)
         and cache.values[0].shape[2] % SLOTS == 0
         and all(width % _WIDTH == 0 for width in widths)
+    )
+
+
+def decodes_whole_layers(c: DecoderConfig, rows: int) -> bool:
+    """Whether one kernel takes one row's token through a layer, where others do at all: on a Hopper GPU.
+
+    Its programs wait for each other, so the device must have room for all of them: the sizes are those whose
+    registers and shared memory were looked at, Qwen3-VL's of 2B and 8B.
+    """
+    return (
+        (_target.get() or _own()) == "hopper"
+        and jax.__version_info__ >= (0, 11)  # with what Mosaic has there
+        and rows == 1
+        and c.qk_norm
+        and c.hidden_size in (2048, 4096)
+        and c.hidden_size == c.num_attention_heads * c.head_dim
+        and c.intermediate_size in range(2048, 12289, 2048)
+        and c.head_dim == 128
+        and c.num_key_value_heads == 8
     )
 
 

@@ -1,12 +1,16 @@
-"""One token of a few rows through fused decoder layers, in as few kernels: time goes into reading weights."""
+"""One token of a few rows through fused decoder layers, in few kernels: time goes into reading weights."""
 
+from functools import partial
 from typing import Any
 
+import jax
 from jaxtyping import Array, Float, Int
 
+from models.blocks import rms_norm
 from models.cache import KVCache
 from models.config_parts import DecoderConfig
 from models.kernels.attention import decode_attention
+from models.kernels.choice import decodes_whole_layers
 from models.kernels.products import Hidden, gated, hidden, onto, product
 
 
@@ -25,10 +29,16 @@ def decode_layers(
         start: how many slots of each row are filled; the token's key and value go into the next one.
     """
     layers = [params[f"layers_{i}"] for i in range(c.num_hidden_layers)]
+    if decodes_whole_layers(c, len(x)):
+        from models.kernels import whole_layer  # noqa: PLC0415  (not all versions of JAX have what it needs)
+
+        row, cache = whole_layer.decode_layers(c, layers, x, angles, start, cache)
+        return rms_norm(row, params["norm"]["scale"], c.rms_norm_eps)[:, None], cache
     first, *behind = [layer["input_layernorm"]["scale"] for layer in layers] + [params["norm"]["scale"]]
     state, written = hidden(x[:, 0], first, c.rms_norm_eps), []
+    once = jax.jit(partial(decode_layer, c))  # traced and lowered once, not for each layer
     for layer, scale, buffers in zip(layers, behind, zip(*cache, strict=True), strict=True):
-        state, made = decode_layer(c, layer, scale, state, angles[:, 0], start, buffers)
+        state, made = once(layer, scale, state, angles[:, 0], start, buffers)
         written.append(made)
     return state.normed[:, None], KVCache(*zip(*written, strict=True))
 

@@ -22,7 +22,7 @@ def sum_and_norm(
     """`residual + parts.sum(0)`, and `rms_norm` of it."""
     out = jax.ShapeDtypeStruct(residual.shape, residual.dtype)
     grid = (len(residual),)
-    return launch(partial(_program, eps), (out, out), grid, residual, parts, scale, warps=8)
+    return launch(partial(_program, eps), (out, out), grid, residual, parts, scale, warps=16)
 
 
 def _program(eps: float, residual: Any, parts: Any, scale: Any, summed: Any, normed: Any) -> None:

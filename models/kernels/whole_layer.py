@@ -1,4 +1,4 @@
-"""A prototype, which no model uses: one row's token through a decoder layer as one kernel, on an H200.
+"""One row's token through a decoder layer as one kernel, on a Hopper GPU.
 
 What separates a layer's six kernels from the memory's speed are their starts and ends. Here programs that are
 all on the device at once do a layer's phases one behind the other, and meet between them; the weights of the
@@ -20,6 +20,7 @@ from jax.experimental.mosaic.gpu import utils
 from jax.experimental.pallas import mosaic_gpu as mosaic
 from jaxtyping import Array, Float, Int
 
+from models.cache import KVCache
 from models.config_parts import DecoderConfig
 
 PROGRAMS = 256
@@ -29,7 +30,8 @@ _TILES = 5  # on their way, or read: more do not fit twice on a processor
 _FIRST = 2  # of them, before what the attention will read
 _SLOTS = 64  # of the cache, read at once
 _APART = 32  # numbers between two counters
-_MEETINGS = 5
+_MEETINGS = 4  # of all programs
+_MOST_HEADS = 8  # each of which has a meeting of its own programs
 _MASKED = -1e30
 
 _tiled = partial(mosaic.Layout.TILED, vector_dim=-1)
@@ -64,24 +66,30 @@ class _Shape(NamedTuple):
         return [sum(counts[:i]) for i in range(5)]
 
 
-def fits(c: DecoderConfig) -> bool:
-    """Whether a layer has the sizes that the kernel is written for."""
-    widths = (c.hidden_size, c.intermediate_size, c.num_attention_heads * c.head_dim)
-    return (
-        c.qk_norm
-        and c.head_dim == 128
-        and widths[0] == widths[2]
-        and all(width % max(_WIDTH, PROGRAMS * _ROWS) == 0 for width in widths)
-        and PROGRAMS % (32 * c.num_key_value_heads) == 0
-    )
+def decode_layers(
+    c: DecoderConfig,
+    layers: list[Any],
+    x: Float[Array, "1 1 D"],
+    angles: Float[Array, "1 1 half"],
+    start: Int[Array, "1"],
+    cache: KVCache,
+) -> tuple[Float[Array, "1 D"], KVCache]:
+    """One row's token through these layers; see `models.kernels.layer.decode_layers`."""
+    met, row, made = jax.new_ref(jnp.zeros((_MEETINGS + _MOST_HEADS) * _APART, jnp.int32)), x[0, 0], []
+
+    @jax.jit  # traced and lowered once, not for each layer
+    def layer(params: Any, row: Array, keys: Array, values: Array) -> Any:
+        refs = jax.new_ref(keys[0]), jax.new_ref(values[0])
+        row = _decode_layer(c, params, row, angles[0, 0], start, *refs, met)
+        return row, tuple(jax.freeze(ref)[None] for ref in refs)
+
+    for params, buffers in zip(layers, zip(*cache, strict=True), strict=True):
+        row, written = layer(params, row, *buffers)
+        made.append(written)
+    return row[None], KVCache(*zip(*made, strict=True))
 
 
-def counters() -> Int[Array, "n"]:
-    """What programs meet by, of all layers that follow one another; as a `jax.new_ref`."""
-    return jnp.zeros(_MEETINGS * _APART, jnp.int32)
-
-
-def decode_layer(
+def _decode_layer(
     c: DecoderConfig,
     params: Any,
     x: Float[Array, "D"],
@@ -91,12 +99,12 @@ def decode_layer(
     values: Any,
     met: Any,
 ) -> Float[Array, "D"]:
-    """`models.kernels.layer.decode_layer` of one row.
+    """One of them.
 
     Args:
         keys: [H, d, S], as a `jax.Ref` that is written to.
         values: [H, S, d], likewise.
-        met: the `counters`, likewise.
+        met: what the programs meet by, likewise: all layers', one behind the other.
     """
     attention, mlp = params["self_attn"], params["mlp"]
     shape = _Shape(
@@ -227,22 +235,23 @@ class _Program:
         ]
         self.begin()
         self.project(self.lay(x, scale))
-        self.meet(0)
-        self.attend(turns, scales)
-        self.meet(1, self.store)
+        first = self.meet(0, lambda: self.read(0))
+        self.attend(first, turns, scales)
+        self.meet(_MEETINGS + self.head, programs=self.splits)
         self.join()
-        self.meet(2)
+        self.meet(1)
         self.onto(r.x, self.lay(_load(r.mixed, _SHARED)), self.starts[1], self.chunks, r.middle)
-        scale = self.meet(3, lambda: _load(r.norm2, _WHOLE))
+        scale = self.meet(2, self.store)
         self.widen(self.lay(_load(r.middle, _WHOLE), scale))
-        self.meet(4)
+        self.meet(3)
         self.onto(r.middle, self.lay(_load(r.wide, _SHARED)), self.starts[3], self.wide_chunks, r.out)
 
-    def meet(self, i: int, meanwhile: Callable[[], Any] = lambda: None) -> Any:
-        """Behind it, all programs see what all have written before it."""
-        _arrive(self.refs.met.at[i * _APART])  # pyright: ignore[reportCallIssue]
+    def meet(self, i: Any, meanwhile: Callable[[], Any] = lambda: None, programs: int = PROGRAMS) -> Any:
+        """Behind it, the so many programs that meet there see what all of them have written before it."""
+        counter = self.refs.met.at[i * _APART]
+        _arrive(counter, jnp.int32(PROGRAMS // programs))  # pyright: ignore[reportCallIssue]
         made = meanwhile()
-        _wait(self.refs.met.at[i * _APART], self.goal)  # pyright: ignore[reportCallIssue]
+        _wait(counter, self.goal)  # pyright: ignore[reportCallIssue]
         return made
 
     def begin(self) -> None:
@@ -351,11 +360,21 @@ class _Program:
         at = pl.ds(i * _SLOTS, _SLOTS)
         return self.refs.keys.at[self.head, :, at], self.refs.values.at[self.head, at]
 
-    def turned(self, i: Any, turns: tuple[Array, Array], scale: list[Array]) -> tuple[Array, Array]:
-        """Both halves of a projected head behind its norm and the rotation."""
-        halves = [
-            _load(self.refs.qkv.at[i, half], _HALF).astype(jnp.float32) for half in (self.low, self.high)
-        ]
+    def read(self, n: Any) -> tuple[Array, Array]:
+        """Keys and values of this program's `n`-th block; of one that is not there, what is in the cache."""
+        last = jnp.maximum(self.length - 1, 0) // _SLOTS
+        keys, values = self.block(jnp.minimum(self.split + n * self.splits, last))
+        return _load(keys, _KEYS), _load(values, _VALUES)
+
+    def projected(self, i: Any) -> list[Array]:
+        """Both halves of a projected head."""
+        return [_load(self.refs.qkv.at[i, half], _HALF) for half in (self.low, self.high)]
+
+    def turned(
+        self, halves: list[Array], turns: tuple[Array, Array], scale: list[Array]
+    ) -> tuple[Array, Array]:
+        """The same behind its norm and the rotation."""
+        halves = [half.astype(jnp.float32) for half in halves]
         squares = halves[0] * halves[0] + halves[1] * halves[1]
         factor = jax.lax.rsqrt(squares.sum(0) / self.d + self.shape.eps)
         a, b = (
@@ -365,17 +384,24 @@ class _Program:
         cos, sin = turns
         return (a * cos - b * sin).astype(jnp.bfloat16), (b * cos + a * sin).astype(jnp.bfloat16)
 
-    def attend(self, turns: tuple[Array, Array], scales: list[list[Array]]) -> None:
-        """Over a split of the filled slots; the first split has the new token, too."""
+    def attend(
+        self, first: tuple[Array, Array], turns: tuple[Array, Array], scales: list[list[Array]]
+    ) -> None:
+        """Over a split of the filled slots, whose first block is given; the first has the new token, too."""
         r, head, group = self.refs, self.head, self.group
         heads, kv_heads = self.shape.heads, self.shape.kv_heads
+        # all that is waited for at once
         value = _load(r.qkv.at[heads + kv_heads + head], _VALUES.reduce((0,)))
-        new_key = self.turned(heads + head, turns, scales[1])
+        key, *queries = [
+            self.projected(heads + head),
+            *(self.projected(head * group + g) for g in range(group)),
+        ]
+        new_key = self.turned(key, turns, scales[1])
         r.key[self.low], r.key[self.high] = new_key
         one = jnp.where(self.split == 0, 1.0, 0.0).astype(jnp.float32)
         carry: _Carry = []
         for g in range(group):
-            query = self.turned(head * group + g, turns, scales[0])
+            query = self.turned(queries[g], turns, scales[0])
             r.queries[g, self.low], r.queries[g, self.high] = query
             pairs = [
                 a.astype(jnp.float32) * b.astype(jnp.float32) for a, b in zip(query, new_key, strict=True)
@@ -385,21 +411,21 @@ class _Program:
         asked = [_load(r.queries.at[g], _KEYS.reduce((1,))).astype(jnp.float32) for g in range(group)]
         blocks = (self.length + _SLOTS - 1) // _SLOTS
         own = jnp.maximum(blocks - self.split + self.splits - 1, 0) // self.splits
+
+        # the first block, of a program that has none masked as a whole, was read before the meeting
+        carry = self.add(self.split, first, asked, carry)
         carry = jax.lax.fori_loop(
-            0, own, lambda n, carry: self.add(self.split + n * self.splits, asked, carry), carry
+            1, own, lambda n, carry: self.add(self.split + n * self.splits, self.read(n), asked, carry), carry
         )
         for g, (top, total, mixed) in enumerate(carry):
             r.parts[head * group + g, self.split] = mixed
             r.sums[0, head * group + g, self.split] = top
             r.sums[1, head * group + g, self.split] = total
 
-    def add(self, i: Array, asked: list[Array], carry: _Carry) -> _Carry:
+    def add(self, i: Array, block: tuple[Array, Array], asked: list[Array], carry: _Carry) -> _Carry:
         """A block of slots to what the queries have seen."""
         scores, by_slot = self.refs.scores, _VALUES.reduce((1,))
-        k, v = (
-            _load(ref, layout).astype(jnp.float32)
-            for ref, layout in zip(self.block(i), (_KEYS, _VALUES), strict=True)
-        )
+        k, v = (part.astype(jnp.float32) for part in block)
         for g, query in enumerate(asked):
             found = (k * _spread(query, (self.d, _SLOTS), 0, _KEYS)).sum(0) * self.d**-0.5
             scores[g, :] = jnp.where(self.seen(i, _KEYS.reduce((0,))), found, _MASKED)
@@ -418,12 +444,14 @@ class _Program:
         """Which of a block's slots are filled."""
         return i * _SLOTS + mosaic.broadcasted_iota(jnp.int32, (_SLOTS,), 0, layout=layout) < self.length
 
-    def store(self) -> None:
-        """The new key and value into their slot, by one program of each head."""
+    def store(self) -> Array:
+        """The new key and value into their slot, by one program of each head; the next norm's scale."""
+        r = self.refs
 
-        @pl.when(self.split == jax.lax.rem(self.length // _SLOTS, self.splits))
+        block = self.length // _SLOTS
+
+        @pl.when((self.split == jax.lax.rem(block, self.splits)) & (self.length < r.values.shape[1]))
         def _() -> None:
-            r, block = self.refs, self.length // _SLOTS
             keys, _ = self.block(block)
             key = _load(r.key, _KEYS.reduce((1,))).astype(jnp.float32)
             slot = block * _SLOTS + mosaic.broadcasted_iota(jnp.int32, (self.d, _SLOTS), 1, layout=_KEYS)
@@ -432,6 +460,8 @@ class _Program:
             r.values[self.head, self.length] = _load(
                 r.qkv.at[self.shape.heads + self.shape.kv_heads + self.head], _VALUES.reduce((0,))
             )
+
+        return _load(r.norm2, _WHOLE)
 
     def join(self) -> None:
         """A few columns of what the splits have mixed."""
@@ -446,13 +476,17 @@ class _Program:
         _put(self.refs.mixed, first, joined / (total * weights).sum(0))
 
 
-@mosaic.inline_mgpu(arg_types=(mosaic.RefType(),))
-def _arrive(_: Any, counter: Any) -> None:
+_counter = mosaic.inline_mgpu(arg_types=(mosaic.RefType(), mosaic.Layout.WG_SPLAT(())))
+
+
+@_counter
+def _arrive(_: Any, counter: Any, by: Any) -> None:
     utils.warpgroup_barrier()  # all threads have written
-    utils.SemaphoreRef(utils.memref_ptr(counter)).signal(1, memory_scope="gpu")  # pyright: ignore[reportCallIssue]
+    counter = utils.SemaphoreRef(utils.memref_ptr(counter))
+    counter.signal(by.registers.item(), memory_scope="gpu")  # pyright: ignore[reportCallIssue]
 
 
-@mosaic.inline_mgpu(arg_types=(mosaic.RefType(), mosaic.Layout.WG_SPLAT(())))
+@_counter
 def _wait(_: Any, counter: Any, value: Any) -> None:
     counter = utils.SemaphoreRef(utils.memref_ptr(counter))
     counter.wait(value.registers.item(), decrement=False, memory_scope="gpu")  # pyright: ignore[reportCallIssue]
