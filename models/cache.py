@@ -1,7 +1,7 @@
 """The key/value cache: one buffer per layer, written in place where its owner donates it."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,16 +31,19 @@ class KVCache(NamedTuple):
 
 
 def write_keys(
-    buffer: Float[Array, "B H D S"], new: Float[Array, "B T H D"], start: Int[Array, "B"]
+    buffer: Float[Array, "B H D S"], new: Float[Array, "B T H D"], start: int | Int[Array, "B"]
 ) -> Float[Array, "B H D S"]:
-    """Store each row's T new keys from its own slot `start` on; `start + T` must not pass S."""
+    """Store each row's T new keys from its own slot `start` on, or all rows' from one.
+
+    `start + T` must not pass S.
+    """
     return _write(buffer, jnp.transpose(new, (0, 2, 3, 1)), lambda at: (0, 0, at), start)
 
 
 def write_values(
-    buffer: Float[Array, "B H S D"], new: Float[Array, "B T H D"], start: Int[Array, "B"]
+    buffer: Float[Array, "B H S D"], new: Float[Array, "B T H D"], start: int | Int[Array, "B"]
 ) -> Float[Array, "B H S D"]:
-    """Store each row's T new values from its own slot `start` on; `start + T` must not pass S."""
+    """The same with values."""
     return _write(buffer, new.swapaxes(1, 2), lambda at: (0, at, 0), start)
 
 
@@ -69,7 +72,10 @@ def shift_slots(
     return KVCache(tuple(map(keys, cache.keys)), tuple(map(values, cache.values)))
 
 
-def _write(buffer: Array, new: Array, corner: Callable[[Array], tuple], start: Array) -> Array:
+def _write(buffer: Array, new: Array, corner: Callable[[Any], tuple], start: int | Array) -> Array:
+    if isinstance(start, int):  # no scatter, which takes copies
+        return jax.lax.dynamic_update_slice(buffer, new.astype(buffer.dtype), (0, *corner(start)))
+
     def one_row(row: Array, entries: Array, at: Array) -> Array:
         return jax.lax.dynamic_update_slice(row, entries, corner(at))
 

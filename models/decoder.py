@@ -56,7 +56,8 @@ class SelfAttention(nn.Module):
         if buffers is None:
             keys, values = k.transpose(0, 2, 3, 1), v.swapaxes(1, 2)
         else:
-            keys, values = write_keys(buffers[0], k, start), write_values(buffers[1], v, start)
+            first = 0 if isinstance(filled, int) and filled == x.shape[1] else start
+            keys, values = write_keys(buffers[0], k, first), write_values(buffers[1], v, first)
         slots = start[:, None] + jnp.arange(x.shape[1])
         mixed = causal_attention(q, keys, values, slots, filled).reshape(*x.shape[:2], -1)
         product = Linear(c.hidden_size, c.attention_bias, rows=self.fused, name="o_proj")

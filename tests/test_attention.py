@@ -1,5 +1,7 @@
 """Blocked attention against plain softmax, M-RoPE against its rule, the cache against a list."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -61,15 +63,22 @@ def test_segments_do_not_see_one_another(lengths):
     np.testing.assert_allclose(got[0], plain(q[0], k[0], v[0], segments[:, None] == segments), atol=2e-6)
 
 
-def test_entries_are_written_at_each_rows_own_slot():
+@pytest.mark.parametrize("start", [(0, 5), 0, 4])
+def test_entries_are_written_at_each_rows_own_slot_or_at_one(start):
     new = random(2, 3, 2, 4)
-    start = jnp.array([0, 5])
+    slots = np.broadcast_to(start, 2)
+    start = start if isinstance(start, int) else jnp.array(start)
     keys = write_keys(jnp.zeros((2, 2, 4, 8)), new, start)
     values = write_values(jnp.zeros((2, 2, 8, 4)), new, start)
-    for row, at in enumerate((0, 5)):
+    for row, at in enumerate(slots):
         np.testing.assert_array_equal(keys[row, :, :, at : at + 3], new[row].transpose(1, 2, 0))
         np.testing.assert_array_equal(values[row, :, at : at + 3], new[row].transpose(1, 0, 2))
     assert int((keys != 0).sum()) == int((values != 0).sum()) == new.size
+
+
+def test_one_slot_for_all_rows_takes_no_scatter():
+    shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((2, 2, 4, 8), (2, 3, 2, 4))]
+    assert "scatter" not in jax.jit(partial(write_keys, start=0)).lower(*shapes).as_text()
 
 
 def test_sections_are_interleaved():
