@@ -21,8 +21,7 @@ from models.config_parts import DecoderConfig
 from models.errors import SettingsError
 from models.kernels import whole_layer
 from models.kernels.choice import decodes_whole_layers, on_cuda
-from models.kernels.layer import decode_layer
-from models.kernels.products import hidden
+from models.kernels.layer import decode_in_several
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,14 +35,9 @@ class Options:
 
 def in_six(c: DecoderConfig, layers: list[Any], x: Any, angles: Any, filled: Any, cache: KVCache) -> Any:
     """The row behind the layers, and the cache."""
-    scales = [params["input_layernorm"]["scale"] for params in layers]
-    made, row = [], hidden(x[0], scales[0], c.rms_norm_eps)
-    for params, behind, buffers in zip(
-        layers, scales[1:] + scales[:1], zip(*cache, strict=True), strict=True
-    ):
-        row, written = decode_layer(c, params, behind, row, angles[0], filled, buffers)
-        made.append(written)
-    return row.rows, KVCache(*zip(*made, strict=True))
+    any_norm = layers[0]["input_layernorm"]["scale"]
+    state, cache = decode_in_several(c, layers, any_norm, x, angles, filled, cache)
+    return state.rows, cache
 
 
 def several(step: Callable[[KVCache], tuple[Any, KVCache]], cache: KVCache, count: int) -> Callable[[], None]:

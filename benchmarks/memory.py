@@ -62,7 +62,7 @@ def described(stack: ExitStack) -> Any:
         found = topologies.get_topology_desc(platform="cuda", target_config=_H200, topology="1x1x1")
     except NotImplementedError as error:
         raise SettingsError('device: allowed: an NVIDIA GPU, or --with "jax-cuda13-plugin"') from error
-    stack.enter_context(compiling_for("cuda"))
+    stack.enter_context(compiling_for("hopper"))
     for name, answer in {"check_cudnn_version": 91000, "is_cuda_compute_capability_equal": False}.items():
         stack.enter_context(mock.patch(f"{_CUDNN}.{name}", return_value=answer))
     return found.devices[0]

@@ -1,8 +1,9 @@
 """Pure functions from a model's logits to a drawn token and its log-probability, a row per sequence.
 
-All that a request may choose is a traced array with a value per row, so other values never compile again.
-The order and the kept sets are those of transformers' logits processors: penalties, bias, temperature, top-k,
-top-p, min-p, exact over the whole vocabulary.
+All that a request may choose is a traced array with a value per row, so other values never compile again; on
+a GPU, which parts any row asks for at all is part of the program (`Wanted`). The order and the kept sets are
+those of transformers' logits processors: penalties, bias, temperature, top-k, top-p, min-p, exact over the whole
+vocabulary.
 """
 
 from collections.abc import Callable, Sequence
@@ -69,9 +70,10 @@ class Wanted:
 
     @classmethod
     def noise_or_all(cls, configs: Sequence[SamplingConfig]) -> "Wanted":
-        """Of these rows, for who may have two programs and no more: noise alone, or everything."""
-        noise = replace(cls(*(False for _ in fields(cls))), noise=True)
-        return noise if replace(cls.by(configs), noise=True) == noise else cls()
+        """Of these rows, for who may have two programs and no more: with what costs little, or everything."""
+        little = {"noise": True, "penalties": True, "bias": True, "ignored_eos": True}
+        few = replace(cls(*(False for _ in fields(cls))), **little)
+        return few if replace(cls.by(configs), **little) == few else cls()
 
 
 class SamplingParams(NamedTuple):

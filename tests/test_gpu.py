@@ -415,25 +415,24 @@ def test_a_second_stream_compiles_nothing(bfloat16, caplog):
     assert [r for r in caplog.records if "Compiling" in r.getMessage()] == []
 
 
-def test_a_layer_as_one_kernel_is_the_layer_in_six():
-    """At the real width of Qwen3-VL-2B: two layers behind one another."""
-    what = Qwen3VL(Qwen3VLConfig.from_dict(SHAPES["qwen3_vl_2b"]), jnp.bfloat16)
+@pytest.mark.parametrize("shape", ["qwen3_vl_2b", "qwen3_vl_8b"])
+def test_a_layer_as_one_kernel_is_the_layer_in_six(shape):
+    """At real widths: two layers behind one another, up to more slots than the programs take at once."""
+    what = Qwen3VL(Qwen3VLConfig.from_dict(SHAPES[shape]), jnp.bfloat16)
     c = dataclasses.replace(what.config.text, num_hidden_layers=2)
     if not decodes_whole_layers(c, 1):
         pytest.skip("needs a Hopper GPU")
     layers = [layer_case(c, 1, jnp.bfloat16, seed=i)[0] for i in range(2)]
-    layers = jax.tree.map(lambda leaf: leaf * jnp.asarray(0.1, leaf.dtype), layers)
-    x, angles = (
-        jax.random.normal(KEY, (1, 1, c.hidden_size), jnp.bfloat16),
-        jnp.linspace(0, 3, 64)[None, None],
+    layers = jax.tree.map(lambda leaf: 0.1 * leaf if leaf.ndim == 2 else 1 + 0.3 * leaf, layers)
+    x = jax.random.normal(KEY, (1, 1, c.hidden_size), jnp.bfloat16)
+    angles = jnp.linspace(0, 3, 64)[None, None]
+    shapes = (1, 8, 128, 4160), (1, 8, 4160, 128)
+    cache = KVCache(
+        *(tuple(jax.random.normal(jax.random.key(i), s, jnp.bfloat16) for i in range(2)) for s in shapes)
     )
-    shapes = (1, 8, 128, 512), (1, 8, 512, 128)
-    for filled in (0, 1, 63, 64, 300, 511):
-        cache = KVCache(
-            *(tuple(jax.random.normal(jax.random.key(i), s, jnp.bfloat16) for i in range(2)) for s in shapes)
-        )
-        given = layers, x, angles, jnp.array([filled], jnp.int32), cache
-        made = [jax.jit(partial(step, c))(*given) for step in (layer.in_six, whole_layer.decode_layers)]
+    steps = [jax.jit(partial(step, c)) for step in (layer.in_six, whole_layer.decode_layers)]
+    for filled in (0, 1, 63, 64, 300, 2047, 2048, 2049, 4095, 4159):
+        made = [step(layers, x, angles, jnp.array([filled], jnp.int32), cache) for step in steps]
         for wanted, got in zip(*map(jax.tree.leaves, made), strict=True):
             apart = np.abs(np.asarray(wanted, np.float32) - np.asarray(got, np.float32)).max()
             assert apart <= RELATIVE * np.abs(np.asarray(wanted, np.float32)).max()

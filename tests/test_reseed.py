@@ -536,9 +536,6 @@ def test_a_device_error_during_a_reseed_keeps_what_there_is(tiny, monkeypatch, l
     running = sample_streaming(*arguments, tokenizer=processor.tokenizer, stream=stream)
 
     class Lost:
-        def copy_to_host_async(self) -> None:
-            pass
-
         def __array__(self, *args: object, **kwargs: object) -> np.ndarray:
             raise jax.errors.JaxRuntimeError("INTERNAL: lost")
 

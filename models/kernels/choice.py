@@ -18,7 +18,8 @@ from models.config_parts import DecoderConfig
 SLOTS = 64  # of the cache, read at once
 _MOST_ROWS = 64  # beyond it the arithmetic counts, and libraries are better at that
 _WIDTH = 64  # divides every width
-_PROCESSORS = 128  # for two programs each of the kernel for a whole layer
+PROGRAMS = 256  # of the kernel for a whole layer, two on a processor
+_WHOLE_LAYERS = (2048, 6144, 16, 8, 128), (4096, 12288, 32, 8, 128)  # hidden, wide, heads, of keys, head_dim
 _FEW_TOKENS = 8
 _MANY_TOKENS = 8192  # enough for the speed of products; activations of more take memory
 _plain = ContextVar("plain", default=False)
@@ -57,10 +58,10 @@ def on_cuda() -> bool:
 
 @cache
 def _own() -> str:
-    device: Any = jax.devices()[0]
-    if device.platform != "gpu" or "cuda" not in device.client.platform_version:
+    devices: list[Any] = jax.local_devices()
+    if devices[0].platform != "gpu" or "cuda" not in devices[0].client.platform_version:
         return jax.default_backend()
-    whole = device.compute_capability == "9.0" and device.core_count >= _PROCESSORS
+    whole = all(d.compute_capability == "9.0" and 2 * d.core_count >= PROGRAMS for d in devices)
     return "hopper" if whole and not _with_mps() else "cuda"
 
 
@@ -113,16 +114,13 @@ def decodes_whole_layers(c: DecoderConfig, rows: int) -> bool:
     Its programs wait for each other, so the device must have room for all of them: the sizes are those whose
     registers and shared memory were looked at, Qwen3-VL's of 2B and 8B.
     """
+    sizes = c.hidden_size, c.intermediate_size, c.num_attention_heads, c.num_key_value_heads, c.head_dim
     return (
         (_target.get() or _own()) == "hopper"
-        and jax.__version_info__ >= (0, 11)  # with what Mosaic has there
+        and (0, 11) <= jax.__version_info__ < (0, 12)  # whose Mosaic was looked at
         and rows == 1
         and c.qk_norm
-        and c.hidden_size in (2048, 4096)
-        and c.hidden_size == c.num_attention_heads * c.head_dim
-        and c.intermediate_size in range(2048, 12289, 2048)
-        and c.head_dim == 128
-        and c.num_key_value_heads == 8
+        and sizes in _WHOLE_LAYERS
     )
 
 

@@ -26,7 +26,8 @@ def decode_layers(
 
     Args:
         params: the decoder's, fused.
-        start: how many slots of each row are filled; the token's key and value go into the next one.
+        start: how many slots of each row are filled; the token's key and value go into the next one, which
+            there must be.
     """
     layers = [params[f"layers_{i}"] for i in range(c.num_hidden_layers)]
     if decodes_whole_layers(c, len(x)):
@@ -34,13 +35,27 @@ def decode_layers(
 
         row, cache = whole_layer.decode_layers(c, layers, x, angles, start, cache)
         return rms_norm(row, params["norm"]["scale"], c.rms_norm_eps)[:, None], cache
-    first, *behind = [layer["input_layernorm"]["scale"] for layer in layers] + [params["norm"]["scale"]]
+    state, cache = decode_in_several(c, layers, params["norm"]["scale"], x, angles, start, cache)
+    return state.normed[:, None], cache
+
+
+def decode_in_several(
+    c: DecoderConfig,
+    layers: list[Any],
+    behind: Float[Array, "D"],
+    x: Float[Array, "B 1 D"],
+    angles: Float[Array, "B 1 half"],
+    start: Int[Array, "B"],
+    cache: KVCache,
+) -> tuple[Hidden, KVCache]:
+    """The same with several kernels a layer; `behind` is the scale of the norm that follows the layers."""
+    first, *scales = [*(layer["input_layernorm"]["scale"] for layer in layers), behind]
     state, written = hidden(x[:, 0], first, c.rms_norm_eps), []
     once = jax.jit(partial(decode_layer, c))  # traced and lowered once, not for each layer
-    for layer, scale, buffers in zip(layers, behind, zip(*cache, strict=True), strict=True):
+    for layer, scale, buffers in zip(layers, scales, zip(*cache, strict=True), strict=True):
         state, made = once(layer, scale, state, angles[:, 0], start, buffers)
         written.append(made)
-    return state.normed[:, None], KVCache(*zip(*written, strict=True))
+    return state, KVCache(*zip(*written, strict=True))
 
 
 def decode_layer(

@@ -22,16 +22,14 @@ from jaxtyping import Array, Float, Int
 
 from models.cache import KVCache
 from models.config_parts import DecoderConfig
+from models.kernels.choice import PROGRAMS, SLOTS
 
-PROGRAMS = 256
 _LINE, _LINES, _ROWS = 256, 8, 4  # a tile has 4 rows' 8 lines of 256 weights: 16 KiB
 _WIDTH = _LINE * _LINES
 _TILES = 5  # on their way, or read: more do not fit twice on a processor
 _FIRST = 2  # of them, before what the attention will read
-_SLOTS = 64  # of the cache, read at once
 _APART = 32  # numbers between two counters
-_MEETINGS = 4  # of all programs
-_MOST_HEADS = 8  # each of which has a meeting of its own programs
+_MEETINGS = 4  # of all programs; those of each head have one more
 _MASKED = -1e30
 
 _tiled = partial(mosaic.Layout.TILED, vector_dim=-1)
@@ -75,7 +73,11 @@ def decode_layers(
     cache: KVCache,
 ) -> tuple[Float[Array, "1 D"], KVCache]:
     """One row's token through these layers; see `models.kernels.layer.decode_layers`."""
-    met, row, made = jax.new_ref(jnp.zeros((_MEETINGS + _MOST_HEADS) * _APART, jnp.int32)), x[0, 0], []
+    met, row, made = (
+        jax.new_ref(jnp.zeros((_MEETINGS + c.num_key_value_heads) * _APART, jnp.int32)),
+        x[0, 0],
+        [],
+    )
 
     @jax.jit  # traced and lowered once, not for each layer
     def layer(params: Any, row: Array, keys: Array, values: Array) -> Any:
@@ -141,7 +143,7 @@ def _decode_layer(
             either(wide_lines, _LINE),
             mosaic.SMEM((heads // H, d), jnp.bfloat16),
             mosaic.SMEM((d,), jnp.bfloat16),
-            mosaic.SMEM((heads // H, _SLOTS), jnp.float32),
+            mosaic.SMEM((heads // H, SLOTS), jnp.float32),
             mosaic.Barrier(num_arrivals=1, num_barriers=_TILES),
         ],
         grid=(PROGRAMS,),
@@ -262,7 +264,7 @@ class _Program:
         def _() -> None:
             mosaic.async_prefetch(self.refs.norm2)
 
-        @pl.when(self.split * _SLOTS < self.length)
+        @pl.when(self.split * SLOTS < self.length)
         def _() -> None:
             for ref in self.block(self.split):
                 mosaic.async_prefetch(ref)
@@ -357,12 +359,12 @@ class _Program:
 
     def block(self, i: Any) -> tuple[Any, Any]:
         """Keys and values of this program's head, of so many slots."""
-        at = pl.ds(i * _SLOTS, _SLOTS)
+        at = pl.ds(i * SLOTS, SLOTS)
         return self.refs.keys.at[self.head, :, at], self.refs.values.at[self.head, at]
 
     def read(self, n: Any) -> tuple[Array, Array]:
         """Keys and values of this program's `n`-th block; of one that is not there, what is in the cache."""
-        last = jnp.maximum(self.length - 1, 0) // _SLOTS
+        last = jnp.maximum(self.length - 1, 0) // SLOTS
         keys, values = self.block(jnp.minimum(self.split + n * self.splits, last))
         return _load(keys, _KEYS), _load(values, _VALUES)
 
@@ -409,7 +411,7 @@ class _Program:
             score = (pairs[0] + pairs[1]).sum(0) * self.d**-0.5
             carry.append((jnp.where(self.split == 0, score, _MASKED), one, value.astype(jnp.float32) * one))
         asked = [_load(r.queries.at[g], _KEYS.reduce((1,))).astype(jnp.float32) for g in range(group)]
-        blocks = (self.length + _SLOTS - 1) // _SLOTS
+        blocks = (self.length + SLOTS - 1) // SLOTS
         own = jnp.maximum(blocks - self.split + self.splits - 1, 0) // self.splits
 
         # the first block, of a program that has none masked as a whole, was read before the meeting
@@ -427,35 +429,35 @@ class _Program:
         scores, by_slot = self.refs.scores, _VALUES.reduce((1,))
         k, v = (part.astype(jnp.float32) for part in block)
         for g, query in enumerate(asked):
-            found = (k * _spread(query, (self.d, _SLOTS), 0, _KEYS)).sum(0) * self.d**-0.5
+            found = (k * _spread(query, (self.d, SLOTS), 0, _KEYS)).sum(0) * self.d**-0.5
             scores[g, :] = jnp.where(self.seen(i, _KEYS.reduce((0,))), found, _MASKED)
-        v = jnp.where(_spread(self.seen(i, by_slot), (_SLOTS, self.d), 0, _VALUES), v, 0)
+        v = jnp.where(_spread(self.seen(i, by_slot), (SLOTS, self.d), 0, _VALUES), v, 0)
         new = []
         for g, (top, total, mixed) in enumerate(carry):
             found = _load(scores.at[g], _HALF)
             new_top = jnp.maximum(top, found.max(0))
             fade = jnp.exp(top - new_top)
             weights = _rounded(jnp.exp(_load(scores.at[g], by_slot) - new_top))
-            update = (v * _spread(weights, (_SLOTS, self.d), 0, _VALUES)).sum(0)
+            update = (v * _spread(weights, (SLOTS, self.d), 0, _VALUES)).sum(0)
             new.append((new_top, total * fade + jnp.exp(found - new_top).sum(0), mixed * fade + update))
         return new
 
     def seen(self, i: Array, layout: Any) -> Array:
         """Which of a block's slots are filled."""
-        return i * _SLOTS + mosaic.broadcasted_iota(jnp.int32, (_SLOTS,), 0, layout=layout) < self.length
+        return i * SLOTS + mosaic.broadcasted_iota(jnp.int32, (SLOTS,), 0, layout=layout) < self.length
 
     def store(self) -> Array:
         """The new key and value into their slot, by one program of each head; the next norm's scale."""
         r = self.refs
 
-        block = self.length // _SLOTS
+        block = self.length // SLOTS
 
-        @pl.when((self.split == jax.lax.rem(block, self.splits)) & (self.length < r.values.shape[1]))
+        @pl.when(self.split == jax.lax.rem(block, self.splits))
         def _() -> None:
             keys, _ = self.block(block)
             key = _load(r.key, _KEYS.reduce((1,))).astype(jnp.float32)
-            slot = block * _SLOTS + mosaic.broadcasted_iota(jnp.int32, (self.d, _SLOTS), 1, layout=_KEYS)
-            column, old = _spread(key, (self.d, _SLOTS), 0, _KEYS), _load(keys, _KEYS).astype(jnp.float32)
+            slot = block * SLOTS + mosaic.broadcasted_iota(jnp.int32, (self.d, SLOTS), 1, layout=_KEYS)
+            column, old = _spread(key, (self.d, SLOTS), 0, _KEYS), _load(keys, _KEYS).astype(jnp.float32)
             keys[...] = jnp.where(slot == self.length, column, old).astype(jnp.bfloat16)
             r.values[self.head, self.length] = _load(
                 r.qkv.at[self.shape.heads + self.shape.kv_heads + self.head], _VALUES.reduce((0,))
