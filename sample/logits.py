@@ -2,8 +2,8 @@
 
 All that a request may choose is a traced array with a value per row, so other values never compile again; on
 a GPU, which parts any row asks for at all is part of the program (`Wanted`). The order and the kept sets are
-those of transformers' logits processors: penalties, bias, temperature, top-k, top-p, min-p, exact over the whole
-vocabulary.
+those of transformers' logits processors: penalties, bias, temperature, top-k, top-p, min-p, exact over the
+whole vocabulary.
 """
 
 from collections.abc import Callable, Sequence
