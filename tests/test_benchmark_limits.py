@@ -42,6 +42,7 @@ def test_a_tied_head_is_read_once_and_of_a_table_its_rows(tiny):
         assert limits.weight_bytes(model, 3) == read
 
 
+@pytest.mark.slow
 def test_the_limit_of_qwen3_vl_2b_reads_what_the_issue_says():
     model = Qwen3VL(Qwen3VLConfig.from_dict(SHAPES["qwen3_vl_2b"]), "bfloat16")
     assert limits.weight_bytes(model) == pytest.approx(3.44e9, rel=1e-3)

@@ -76,6 +76,7 @@ def test_tokens_go_to_standard_output_and_the_rest_to_standard_error(place, stre
     assert list((place / "cwd").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_the_second_start_compiles_nothing(place, streamed):
     arguments, _, text, notes, kept = streamed
     assert "compiled 0 of" not in notes.splitlines()[-1]
@@ -149,6 +150,7 @@ def test_jsonl_has_an_object_per_token_and_the_statistics_at_the_end(place, env)
     assert summary["time_to_first_token"] > 0
 
 
+@pytest.mark.slow
 def test_a_closed_pipe_ends_it_quietly(place, env):
     reader, writer = small_pipe()
     process = started(place, env, "run_streaming.py", *LONG, stdout=writer, start=start)

@@ -483,6 +483,7 @@ def test_ctrl_c_ends_an_endless_stream_at_once_also_while_a_summary_is_made(plac
     assert b"FATAL" not in notes
 
 
+@pytest.mark.slow
 def test_a_python_program_ends_though_a_summariser_hangs(place):
     code = f"""
 import sys, threading

@@ -214,6 +214,7 @@ def test_wrong_input_is_one_line_and_status_2(place, env, script, arguments, par
     assert all(line.startswith(("starting", "device: ", "load", "compiling")) for line in lines[:-1])
 
 
+@pytest.mark.slow
 def test_pictures_of_every_kind_work_in_one_prompt(place, env):
     images = [str(path) for path in sorted((place / "good").iterdir())]
     assert len(images) == 8

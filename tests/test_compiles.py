@@ -210,6 +210,7 @@ def test_each_further_block_of_keys_costs_less_than_twice_its_bytes():
     assert all(block <= more < 2 * block for more in np.diff(moved))
 
 
+@pytest.mark.slow
 def test_a_small_step_moves_its_block_thrice():
     """The shipped checkpoint's: a block of keys is cut out of its buffer before it is multiplied (read,
     written, read), which its few weights do not hide. The rest is within 10 %. XLA counts the largest of

@@ -70,7 +70,10 @@ TRANSPORTS = {
 }
 
 
-@pytest.mark.parametrize("transport", TRANSPORTS)
+@pytest.mark.parametrize(
+    "transport",
+    [pytest.param(name, marks=pytest.mark.slow) if name == "chat" else name for name in TRANSPORTS],
+)
 def test_readers_that_stop_reading_are_cancelled_at_the_window_and_change_nothing(tiny, server, transport):
     _, result = expected(tiny(), "What's this?", max_new_tokens=20, **SETTINGS)
     until(lambda: server.metrics()["saccade_streams_active"] == 0)

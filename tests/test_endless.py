@@ -9,6 +9,7 @@ from sample import SamplingConfig, StreamConfig, sample_streaming
 
 
 @pytest.mark.parametrize("policy", ["reseed", "shift"])
+@pytest.mark.slow
 def test_nothing_grows_behind_the_second_reseed(tiny, policy):
     model, params, processor = tiny()
     prompt = np.arange(30, dtype=np.int32)[None]

@@ -161,6 +161,7 @@ def with_few_rows(engine) -> None:
     assert engine.figures.rows == 4
 
 
+@pytest.mark.slow
 def test_streams_without_credit_do_not_make_the_batch_larger(tiny, engine, monkeypatch):
     monkeypatch.setattr(engine, "_pace", Steady(1))
     with_few_rows(engine)
@@ -471,6 +472,7 @@ def test_closing_ends_running_and_waiting_streams_and_a_full_queue_refuses(tiny)
     assert not engine.alive
 
 
+@pytest.mark.slow
 def test_pictures_of_any_size_have_their_programs_before_the_first_stream():
     """Of the checkpoint that ships: no number of patches that it pads a picture to is missing."""
     model, _, processor = load_model("embedded")

@@ -40,9 +40,12 @@ CASES = {
     "no tail": StreamConfig(context=100, sinks=30, tail=0),
     "all rows": StreamConfig(context=300, sinks=4, tail=200),
 }
+LONG = ("whole prompt", "all rows")
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in LONG else name for name in CASES]
+)
 def test_an_endless_stream_gives_what_sample_streaming_gives(tiny, engine: Engine, name):
     config = SamplingConfig(seed=7, **SAMPLING | {"max_new_tokens": 420 if name == "all rows" else LONG})
     prompt, reader = words(40), Reader()
@@ -62,6 +65,7 @@ def test_a_picture_is_seen_again_or_leaves(tiny, engine: Engine, sinks):
     same(reader.wait(), alone(tiny(), inputs, config, stream))
 
 
+@pytest.mark.slow
 def test_endless_streams_among_others_change_nobodys_tokens_and_compile_nothing(tiny, engine: Engine):
     stream = CASES["few sinks"]
     config = SamplingConfig(seed=7, **SAMPLING)

@@ -127,6 +127,7 @@ def test_a_call_that_fails_shows_no_internals_and_its_stream_can_be_taken_up(tin
     works_again(tiny, server)
 
 
+@pytest.mark.slow
 def test_a_dead_engine_tells_every_stream_and_the_server_is_not_ready(tiny_directory, env, tmp_path):
     script = ("tests/faulty_server.py", str(tmp_path))
     with running(tiny_directory(), env, *SMALL, script=script) as own:

@@ -436,6 +436,7 @@ def test_text_goes_on_through_reseeds(tiny):
     assert len(stopped) <= seam + 1
 
 
+@pytest.mark.slow
 def test_nothing_compiles_from_one_reseed_to_the_next(tiny):
     model, params, _ = tiny()
     inputs = pictured(tiny)

@@ -97,6 +97,7 @@ class ListDevice:
 
 @settings(max_examples=200, deadline=None)
 @given(**PLANS, steps=st.integers(1, 200))
+@pytest.mark.slow
 def test_positions_have_no_gap_and_the_cache_never_overflows(
     tiny, segments, policy, sinks, tail, room, steps
 ):
