@@ -89,6 +89,7 @@ def test_the_second_start_compiles_nothing(place, streamed):
     assert programs(place) == kept
 
 
+@pytest.mark.slow
 def test_a_directory_is_one_batch_and_each_row_is_what_streaming_gives(place, env, streamed):
     (_, *arguments), _, text, _, _ = streamed
     directory = f"inference.image={place / 'pictures'}"
@@ -274,6 +275,7 @@ def test_a_terminal_shows_progress_and_the_tokens_stay_plain(place, env):
     assert shown.rfind(b"\x1b[?25h") > shown.rfind(b"\x1b[?25l")  # the cursor is back
 
 
+@pytest.mark.slow
 def test_an_unwritable_cache_is_no_failure_of_its_own(place):
     (place / "file").write_text("not a folder")
     _, _, notes = run("run.py", "model.name=none", cwd=place / "cwd", env=environment(place / "file"))

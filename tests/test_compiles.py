@@ -102,7 +102,7 @@ def test_the_cache_is_donated_and_written_in_place(running):
     assert [b.unsafe_buffer_pointer() for b in (*after.cache.keys, *after.cache.values)] == before
 
 
-@pytest.mark.parametrize("new_tokens", [100, 900])
+@pytest.mark.parametrize("new_tokens", [100, pytest.param(900, marks=pytest.mark.slow)])
 def test_a_step_makes_no_copy_of_the_cache(tiny, new_tokens):
     """Beside its inputs and outputs a step needs less memory than one layer's keys and values."""
     model, params, _ = tiny()
@@ -118,7 +118,7 @@ def test_a_step_makes_no_copy_of_the_cache(tiny, new_tokens):
     assert memory.temp_size_in_bytes < cache / 2 + 20 * logits
 
 
-@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize("rows", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_what_lies_behind_the_filled_part_is_not_read(tiny, rows):
     """Of one row a block is read that holds what is filled, of several block by block: NaN behind that
     reaches nothing."""

@@ -40,11 +40,11 @@ CASES = {
     "no tail": StreamConfig(context=100, sinks=30, tail=0),
     "all rows": StreamConfig(context=300, sinks=4, tail=200),
 }
-LONG = ("whole prompt", "all rows")
+COSTLY = ("whole prompt", "all rows")
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if name in LONG else name for name in CASES]
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in COSTLY else name for name in CASES]
 )
 def test_an_endless_stream_gives_what_sample_streaming_gives(tiny, engine: Engine, name):
     config = SamplingConfig(seed=7, **SAMPLING | {"max_new_tokens": 420 if name == "all rows" else LONG})

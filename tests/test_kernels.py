@@ -101,7 +101,9 @@ def test_it_rounds_where_the_layers_round(monkeypatch, batch):
     assert apart <= 2**-6 * np.abs(np.asarray(wanted, np.float32)).max()
 
 
-@pytest.mark.parametrize("filled", [0, 1, 63, 64, 65, 127])
+@pytest.mark.parametrize(
+    "filled", [0, 63, 65, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 64, 127))]
+)
 def test_attention_reads_the_filled_slots_and_no_others(filled):
     key = partial(jax.random.fold_in, jax.random.key(filled))
     qkv = jax.random.normal(key(0), (2, 1, 8 * 32))

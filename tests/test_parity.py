@@ -16,8 +16,8 @@ from tests.tiny import VARIANTS
 TOLERANCE = 2e-4  # of the largest value
 GREEDY = SamplingConfig(temperature=0, max_new_tokens=STEPS)
 CASES = cases()
-EACH = [  # of the other variants, the ragged batch has a bit of everything
-    pytest.param(variant, name, marks=[] if variant == "tied" or name == "ragged" else pytest.mark.slow)
+EACH = [  # the ragged batch has a bit of everything
+    pytest.param(variant, name, marks=[] if name == "ragged" else pytest.mark.slow)
     for variant in VARIANTS
     for name in CASES
 ]
