@@ -19,9 +19,8 @@ from benchmarks.shapes import subject
 from models.cache import KVCache
 from models.config_parts import DecoderConfig
 from models.errors import SettingsError
-from models.kernels import whole_layer
-from models.kernels.choice import decodes_whole_layers, on_cuda
-from models.kernels.layer import decode_in_several
+from models.kernels.choice import compiling_for, decodes_whole_layers, on_cuda
+from models.kernels.layer import decode_layers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,11 +32,10 @@ class Options:
     repeats: int = 9
 
 
-def in_six(c: DecoderConfig, layers: list[Any], x: Any, angles: Any, filled: Any, cache: KVCache) -> Any:
-    """The row behind the layers, and the cache."""
-    any_norm = layers[0]["input_layernorm"]["scale"]
-    state, cache = decode_in_several(c, layers, any_norm, x, angles, filled, cache)
-    return state.rows, cache
+def layers_for(device: str, c: DecoderConfig, params: Any, *given: Any) -> Any:
+    """`decode_layers` as it is for a Hopper GPU, or for another ("cuda")."""
+    with compiling_for(device):
+        return decode_layers(c, params, *given)
 
 
 def several(step: Callable[[KVCache], tuple[Any, KVCache]], cache: KVCache, count: int) -> Callable[[], None]:
@@ -61,18 +59,19 @@ def main(options: Options) -> None:
     c = what.model.config.text
     if not decodes_whole_layers(c, 1):
         raise SettingsError(f"shape: {options.shape!r}; allowed, on a Hopper GPU: those that a kernel is for")
-    layers = [what.params["language_model"][f"layers_{i}"] for i in range(c.num_hidden_layers)]
+    decoder = what.params["language_model"]
+    layers = [decoder[f"layers_{i}"] for i in range(c.num_hidden_layers)]
     H, d, S = c.num_key_value_heads, c.head_dim, options.slots
     random = partial(jax.random.normal, dtype=jnp.bfloat16)
     given = (random(jax.random.key(0), (1, 1, c.hidden_size)), jnp.linspace(0, 3, d // 2)[None, None])
     filled = jnp.array([options.filled], jnp.int32)
     steps, ends = {}, {}
-    for name, step in {"six kernels": in_six, "one kernel": whole_layer.decode_layers}.items():
-        compiled = jax.jit(partial(step, c), donate_argnums=4)
+    for name, device in {"six kernels": "cuda", "one kernel": "hopper"}.items():
+        compiled = jax.jit(partial(layers_for, device, c), donate_argnums=4)
         keys = jax.random.split(jax.random.key(1), len(layers))
         sizes = (1, H, d, S), (1, H, S, d)
         cache = KVCache(*(tuple(random(key, size) for key in keys) for size in sizes))
-        once = partial(compiled, layers, *given, filled)
+        once = partial(compiled, decoder, *given, filled)
         ends[name], cache = once(cache)
         steps[name] = several(once, cache, options.steps)
     read = sum(leaf.nbytes for leaf in jax.tree.leaves(layers)) + len(layers) * options.filled * H * d * 2 * 2

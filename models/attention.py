@@ -34,7 +34,7 @@ def causal_attention(
     """
     T, S = q.shape[1], v.shape[2]
     if isinstance(filled, int):
-        if filled == T and has_library_attention(q):  # all rows begin at slot 0
+        if begins_at_first_slot(T, filled) and has_library_attention(q):
             return _library_attention(q, k[..., :T], v[:, :, :T], causal=True)
         block = _block(S)
     elif not on_cpu():  # a trip count that only the device knows makes a GPU wait for the host, in each layer
@@ -44,6 +44,11 @@ def causal_attention(
     else:
         block = _part(S, _STEP_BLOCK if T == 1 else BLOCK)
     return _attend(q, k, v, _up_to(slots, block), (filled + block - 1) // block, block)
+
+
+def begins_at_first_slot(tokens: int, filled: int | Int[Array, ""]) -> bool:
+    """Whether it is known while tracing that all rows' tokens begin at slot 0."""
+    return isinstance(filled, int) and filled == tokens
 
 
 def _in_one_block(

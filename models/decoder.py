@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from models.attention import causal_attention
+from models.attention import begins_at_first_slot, causal_attention
 from models.blocks import Embedding, GatedMLP, Linear, RMSNorm, projections
 from models.cache import KVCache, write_keys, write_values
 from models.config_parts import DecoderConfig
@@ -56,7 +56,7 @@ class SelfAttention(nn.Module):
         if buffers is None:
             keys, values = k.transpose(0, 2, 3, 1), v.swapaxes(1, 2)
         else:
-            first = 0 if isinstance(filled, int) and filled == x.shape[1] else start
+            first = 0 if begins_at_first_slot(x.shape[1], filled) else start
             keys, values = write_keys(buffers[0], k, first), write_values(buffers[1], v, first)
         slots = start[:, None] + jnp.arange(x.shape[1])
         mixed = causal_attention(q, keys, values, slots, filled).reshape(*x.shape[:2], -1)

@@ -22,7 +22,6 @@ from benchmarks.shapes import SHAPES
 from models import load_model
 from models.cache import KVCache
 from models.config import Qwen3VLConfig
-from models.kernels import whole_layer
 from models.kernels.choice import decodes_whole_layers, on_cuda
 from models.load import LoadedModel
 from models.qwen3_vl import Qwen3VL
@@ -422,17 +421,18 @@ def test_a_layer_as_one_kernel_is_the_layer_in_six(shape):
     c = dataclasses.replace(what.config.text, num_hidden_layers=2)
     if not decodes_whole_layers(c, 1):
         pytest.skip("needs a Hopper GPU")
-    layers = [layer_case(c, 1, jnp.bfloat16, seed=i)[0] for i in range(2)]
-    layers = jax.tree.map(lambda leaf: 0.1 * leaf if leaf.ndim == 2 else 1 + 0.3 * leaf, layers)
+    params = {f"layers_{i}": layer_case(c, 1, jnp.bfloat16, seed=i)[0] for i in range(2)}
+    params["norm"] = {"scale": jax.random.normal(KEY, (c.hidden_size,), jnp.bfloat16)}
+    params = jax.tree.map(lambda leaf: 0.1 * leaf if leaf.ndim == 2 else 1 + 0.3 * leaf, params)
     x = jax.random.normal(KEY, (1, 1, c.hidden_size), jnp.bfloat16)
     angles = jnp.linspace(0, 3, 64)[None, None]
     shapes = (1, 8, 128, 4160), (1, 8, 4160, 128)
     cache = KVCache(
         *(tuple(jax.random.normal(jax.random.key(i), s, jnp.bfloat16) for i in range(2)) for s in shapes)
     )
-    steps = [jax.jit(partial(step, c)) for step in (layer.in_six, whole_layer.decode_layers)]
+    steps = [jax.jit(partial(layer.layers_for, device, c)) for device in ("cuda", "hopper")]
     for filled in (0, 1, 63, 64, 300, 2047, 2048, 2049, 4095, 4159):
-        made = [step(layers, x, angles, jnp.array([filled], jnp.int32), cache) for step in steps]
+        made = [step(params, x, angles, jnp.array([filled], jnp.int32), cache) for step in steps]
         for wanted, got in zip(*map(jax.tree.leaves, made), strict=True):
             apart = np.abs(np.asarray(wanted, np.float32) - np.asarray(got, np.float32)).max()
             assert apart <= RELATIVE * np.abs(np.asarray(wanted, np.float32)).max()

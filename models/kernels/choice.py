@@ -48,12 +48,16 @@ def compiling_for(device: str) -> Iterator[None]:
 
 def on_cpu() -> bool:
     """Whether the device is the host's own processor."""
-    return (_target.get() or _own()) == "cpu"
+    return _device() == "cpu"
 
 
 def on_cuda() -> bool:
     """Whether the device is NVIDIA's, for which the kernels are written."""
-    return (_target.get() or _own()) in ("cuda", "hopper")
+    return _device() in ("cuda", "hopper")
+
+
+def _device() -> str:
+    return _target.get() or _own()
 
 
 @cache
@@ -116,7 +120,7 @@ def decodes_whole_layers(c: DecoderConfig, rows: int) -> bool:
     """
     sizes = c.hidden_size, c.intermediate_size, c.num_attention_heads, c.num_key_value_heads, c.head_dim
     return (
-        (_target.get() or _own()) == "hopper"
+        _device() == "hopper"
         and (0, 11) <= jax.__version_info__ < (0, 12)  # whose Mosaic was looked at
         and rows == 1
         and c.qk_norm

@@ -1,12 +1,12 @@
 """One token of a few rows through fused decoder layers, in few kernels: time goes into reading weights."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import jax
 from jaxtyping import Array, Float, Int
 
-from models.blocks import rms_norm
 from models.cache import KVCache
 from models.config_parts import DecoderConfig
 from models.kernels.attention import decode_attention
@@ -30,32 +30,22 @@ def decode_layers(
             there must be.
     """
     layers = [params[f"layers_{i}"] for i in range(c.num_hidden_layers)]
-    if decodes_whole_layers(c, len(x)):
-        from models.kernels import whole_layer  # noqa: PLC0415  (not all versions of JAX have what it needs)
-
-        row, cache = whole_layer.decode_layers(c, layers, x, angles, start, cache)
-        return rms_norm(row, params["norm"]["scale"], c.rms_norm_eps)[:, None], cache
-    state, cache = decode_in_several(c, layers, params["norm"]["scale"], x, angles, start, cache)
-    return state.normed[:, None], cache
-
-
-def decode_in_several(
-    c: DecoderConfig,
-    layers: list[Any],
-    behind: Float[Array, "D"],
-    x: Float[Array, "B 1 D"],
-    angles: Float[Array, "B 1 half"],
-    start: Int[Array, "B"],
-    cache: KVCache,
-) -> tuple[Hidden, KVCache]:
-    """The same with several kernels a layer; `behind` is the scale of the norm that follows the layers."""
-    first, *scales = [*(layer["input_layernorm"]["scale"] for layer in layers), behind]
+    first, *behind = [layer["input_layernorm"]["scale"] for layer in layers] + [params["norm"]["scale"]]
     state, written = hidden(x[:, 0], first, c.rms_norm_eps), []
-    once = jax.jit(partial(decode_layer, c))  # traced and lowered once, not for each layer
-    for layer, scale, buffers in zip(layers, scales, zip(*cache, strict=True), strict=True):
+    once = jax.jit(_kernels(c, len(x)))  # traced and lowered once, not for each layer
+    for layer, scale, buffers in zip(layers, behind, zip(*cache, strict=True), strict=True):
         state, made = once(layer, scale, state, angles[:, 0], start, buffers)
         written.append(made)
-    return state, KVCache(*zip(*written, strict=True))
+    return state.normed[:, None], KVCache(*zip(*written, strict=True))
+
+
+def _kernels(c: DecoderConfig, rows: int) -> Callable[..., tuple[Hidden, tuple[Array, Array]]]:
+    """`decode_layer`, or what does the same in one kernel."""
+    if not decodes_whole_layers(c, rows):
+        return partial(decode_layer, c)
+    from models.kernels import whole_layer  # noqa: PLC0415  (not all versions of JAX have what it needs)
+
+    return partial(whole_layer.decode_layer, c, whole_layer.counters(c))
 
 
 def decode_layer(
@@ -67,7 +57,7 @@ def decode_layer(
     start: Int[Array, "B"],
     buffers: tuple[Float[Array, "B H d S"], Float[Array, "B H S d"]],
 ) -> tuple[Hidden, tuple[Array, Array]]:
-    """One of them.
+    """One of them, in several kernels.
 
     Args:
         behind: the scale of the norm that follows the layer.

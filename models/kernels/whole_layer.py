@@ -20,9 +20,9 @@ from jax.experimental.mosaic.gpu import utils
 from jax.experimental.pallas import mosaic_gpu as mosaic
 from jaxtyping import Array, Float, Int
 
-from models.cache import KVCache
 from models.config_parts import DecoderConfig
 from models.kernels.choice import PROGRAMS, SLOTS
+from models.kernels.products import Hidden, hidden
 
 _LINE, _LINES, _ROWS = 256, 8, 4  # a tile has 4 rows' 8 lines of 256 weights: 16 KiB
 _WIDTH = _LINE * _LINES
@@ -64,34 +64,29 @@ class _Shape(NamedTuple):
         return [sum(counts[:i]) for i in range(5)]
 
 
-def decode_layers(
+def counters(c: DecoderConfig) -> Any:
+    """What programs meet by, of all layers that follow one another."""
+    return jax.new_ref(jnp.zeros((_MEETINGS + c.num_key_value_heads) * _APART, jnp.int32))
+
+
+def decode_layer(
     c: DecoderConfig,
-    layers: list[Any],
-    x: Float[Array, "1 1 D"],
-    angles: Float[Array, "1 1 half"],
+    met: Any,
+    params: Any,
+    behind: Float[Array, "D"],
+    x: Hidden,
+    angles: Float[Array, "1 half"],
     start: Int[Array, "1"],
-    cache: KVCache,
-) -> tuple[Float[Array, "1 D"], KVCache]:
-    """One row's token through these layers; see `models.kernels.layer.decode_layers`."""
-    met, row, made = (
-        jax.new_ref(jnp.zeros((_MEETINGS + c.num_key_value_heads) * _APART, jnp.int32)),
-        x[0, 0],
-        [],
-    )
-
-    @jax.jit  # traced and lowered once, not for each layer
-    def layer(params: Any, row: Array, keys: Array, values: Array) -> Any:
-        refs = jax.new_ref(keys[0]), jax.new_ref(values[0])
-        row = _decode_layer(c, params, row, angles[0, 0], start, *refs, met)
-        return row, tuple(jax.freeze(ref)[None] for ref in refs)
-
-    for params, buffers in zip(layers, zip(*cache, strict=True), strict=True):
-        row, written = layer(params, row, *buffers)
-        made.append(written)
-    return row[None], KVCache(*zip(*made, strict=True))
+    buffers: tuple[Float[Array, "1 H d S"], Float[Array, "1 H S d"]],
+) -> tuple[Hidden, tuple[Array, Array]]:
+    """`models.kernels.layer.decode_layer` of one row; `met` is the `counters`."""
+    keys, values = (jax.new_ref(buffer[0]) for buffer in buffers)
+    row = _launch(c, params, x.rows[0], angles[0], start, keys, values, met)
+    written = jax.freeze(keys)[None], jax.freeze(values)[None]
+    return hidden(row[None], behind, c.rms_norm_eps), written
 
 
-def _decode_layer(
+def _launch(
     c: DecoderConfig,
     params: Any,
     x: Float[Array, "D"],
@@ -101,12 +96,12 @@ def _decode_layer(
     values: Any,
     met: Any,
 ) -> Float[Array, "D"]:
-    """One of them.
+    """The row behind the layer.
 
     Args:
         keys: [H, d, S], as a `jax.Ref` that is written to.
         values: [H, S, d], likewise.
-        met: what the programs meet by, likewise: all layers', one behind the other.
+        met: the counters, likewise.
     """
     attention, mlp = params["self_attn"], params["mlp"]
     shape = _Shape(
@@ -448,9 +443,7 @@ class _Program:
 
     def store(self) -> Array:
         """The new key and value into their slot, by one program of each head; the next norm's scale."""
-        r = self.refs
-
-        block = self.length // SLOTS
+        r, block = self.refs, self.length // SLOTS
 
         @pl.when(self.split == jax.lax.rem(block, self.splits))
         def _() -> None:
