@@ -1,7 +1,7 @@
 """How many steps a program takes: as many as the eye does not see apart, so that starting it costs little.
 
-A step's start costs the host the same whatever the step does; with a small model on a CPU, a third of it. A
-GPU's host starts a step while the one before it runs, but stands still in a loop: there each is a program.
+A step's start costs the host the same whatever the step does: with a small model on a CPU a third of it. A
+GPU's host starts a step while the one before it runs, but needs as long for that as a small model's step.
 """
 
 from functools import lru_cache
@@ -14,7 +14,7 @@ from jaxtyping import Array, Int
 from models.kernels.choice import on_cpu
 from models.model import Model
 from sample.logits import SamplingParams
-from sample.step import STEPS, DecodeState, decode_step, decode_steps
+from sample.step import ROUND, STEPS, DecodeState, decode_step, decode_steps
 
 FRAME = 1 / 30  # seconds: what comes within it is seen as one
 _GROWTH = 4  # from one program to the next, at most
@@ -25,7 +25,6 @@ class Pace:
 
     def __init__(self, seconds: float = FRAME) -> None:
         self._seconds = seconds
-        self._most = STEPS if on_cpu() else 1
         self._arrived = 0.0
         self.steps = 1
 
@@ -37,8 +36,15 @@ class Pace:
 
     def took(self, seconds: float, steps: int) -> None:
         """A program of so many steps has taken so long."""
-        fitting = self._seconds * steps / seconds if seconds > 0 else STEPS
-        self.steps = max(1, min(int(fitting), _GROWTH * self.steps, self._most))
+        within = self._seconds * steps / seconds if seconds > 0 else STEPS
+        self.steps = fitting(max(1, min(int(within), _GROWTH * self.steps)))
+
+
+def fitting(most: int) -> int:
+    """Steps of the largest program that has no more than so many: on a GPU there are two, see `decode`."""
+    if on_cpu():
+        return min(most, STEPS)
+    return ROUND if most >= ROUND else 1
 
 
 def decode(
@@ -50,10 +56,10 @@ def decode(
     *,
     top: int,
 ) -> tuple[DecodeState, Int[Array, "..."]]:
-    """The program that a `Pace` counts steps for: `decode_steps`, or one `decode_step` of rows with a quota.
+    """The program that a `Pace` counts steps for: `decode_steps`; on a GPU of a `ROUND`, or a `decode_step`.
 
     Args:
-        quota: as in `decode_steps`; at least one row has any.
+        quota: as in `decode_steps`; the largest is `fitting`.
 
     Returns:
         The state, and what `unpack_taken` takes.
@@ -62,7 +68,8 @@ def decode(
         one = len(quota) == 1  # a stream, which shall leave nothing behind
         rows = jax.device_put(quota) if one else _on_device(tuple(quota.tolist()))
         return decode_steps(model, params, state, sampling, rows, top=top)
-    assert quota.max() <= 1, "more steps were counted than a program takes"
+    if quota.max() > 1:
+        return decode_steps(model, params, state, sampling, quota, top=top, most=ROUND)
     return decode_step(model, params, state, sampling, quota > 0 if len(quota) > 1 else None, top=top)
 
 

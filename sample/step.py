@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from models.cache import KVCache
 from models.decoder import VisionEmbeddings
+from models.kernels.choice import on_cpu
 from models.model import Model
 from sample.logits import (
     LogProbabilities,
@@ -28,6 +29,7 @@ from sample.loops import LONGEST_PATTERN, History, pushed, repeated_pattern
 RUNNING, STOPPED, OUT_OF_LENGTH, REPEATING, EXHAUSTED = range(5)
 NOT_TAKEN = -1  # status of a step that a row did not take
 STEPS = 64  # in one program, at most: the host looks at stop strings and interrupts in between
+ROUND = 4  # steps between two looks at whether any row goes on, where the host reads a loop's condition
 HostOrDevice = Array | np.ndarray
 _FIXED = 4  # columns of a packed row before its alternatives
 
@@ -219,7 +221,7 @@ def decode_step(
     return _step(model, params, state, sampling, top, live)
 
 
-@partial(jax.jit, static_argnames=("model", "top"), donate_argnames="state")
+@partial(jax.jit, static_argnames=("model", "top", "most"), donate_argnames="state")
 def decode_steps(
     model: Model,
     params: Any,
@@ -228,17 +230,23 @@ def decode_steps(
     quota: Int[HostOrDevice, "B"],
     *,
     top: int,
+    most: int = STEPS,
 ) -> tuple[DecodeState, Int[Array, "steps B packed"]]:
-    """Up to `STEPS` of `decode_step` in one program; it leaves off once no row may go on.
+    """Up to `most` of `decode_step` in one program; it leaves off once no row may go on.
+
+    Not at once where the host reads a loop's condition, and the device waits for it, as on a GPU: there it is
+    looked at every `ROUND` steps, and in a program of so many never.
 
     Args:
-        quota: how many tokens each row may draw; of more than `STEPS`, `STEPS`.
+        quota: how many tokens each row may draw; of more than `most`, `most`.
+        most: a multiple of `ROUND`.
 
     Returns:
         The state, and the packed outputs (see `unpack`), with status `NOT_TAKEN` where a row took no step.
     """
-    quota = jnp.minimum(quota, STEPS)
-    outputs = jnp.full((STEPS, state.token.shape[0], _FIXED + 2 * top), NOT_TAKEN, jnp.int32)
+    quota = jnp.minimum(quota, most)
+    unseen = 1 if on_cpu() else ROUND
+    outputs = jnp.full((most, state.token.shape[0], _FIXED + 2 * top), NOT_TAKEN, jnp.int32)
 
     def live(state: DecodeState, i: Int[Array, ""]) -> Bool[Array, "B"]:
         return _running(state, i < quota)
@@ -247,12 +255,16 @@ def decode_steps(
         state, _, i = carry
         return live(state, i).any()
 
-    def body(carry: tuple) -> tuple:
+    def step(_: Int[Array, ""], carry: tuple) -> tuple:
         state, outputs, i = carry
         state, packed = _step(model, params, state, sampling, top, live(state, i))
         return state, outputs.at[i].set(packed), i + 1
 
-    state, outputs, _ = jax.lax.while_loop(unfinished, body, (state, outputs, jnp.int32(0)))
+    def steps(carry: tuple) -> tuple:
+        return jax.lax.fori_loop(0, unseen, step, carry)
+
+    begin = state, outputs, jnp.int32(0)
+    state, outputs, _ = jax.lax.while_loop(unfinished, steps, begin) if most > unseen else steps(begin)
     return state, outputs
 
 
@@ -327,9 +339,9 @@ def unpack(packed: np.ndarray) -> StepOutput:
     )
 
 
-def unpack_taken(packed: np.ndarray) -> StepOutput:
-    """What one step packed or several, with their axis; of several, as far as any row took a step."""
-    output = unpack(packed if packed.ndim == 3 else packed[None])
+def unpack_taken(packed: np.ndarray, most: int | None = None) -> StepOutput:
+    """What one step packed or several, with their axis, `most` if given; as far as any row took a step."""
+    output = unpack((packed if packed.ndim == 3 else packed[None])[:most])
     # As lists: behind a program numpy's comparison of a few numbers takes 150 µs, this a few.
     taken = sum(any(status != NOT_TAKEN for status in step) for step in output.status.tolist())
     return StepOutput(*(array[:taken] for array in output))

@@ -15,7 +15,7 @@ from sample.config import SamplingConfig
 from sample.endless import EndlessCache
 from sample.inputs import VLMInputs
 from sample.outcome import Alternatives, FinishReason, alternatives, finish_reason
-from sample.pace import Pace, decode, quota_of, to_host
+from sample.pace import Pace, decode, fitting, quota_of, to_host
 from sample.perplexity import PerplexityTracker
 from sample.request import Request, make_request
 from sample.stats import Reseed, StreamStats
@@ -192,7 +192,7 @@ class TokenStream(Iterator[Token]):
 
     def _dispatch(self, r: Request) -> _Ahead:
         begun = time.perf_counter()
-        most = min(self._pace.steps, self._config.max_new_tokens - self._dispatched)
+        most = fitting(min(self._pace.steps, self._config.max_new_tokens - self._dispatched))
         common, reseed = (self._model, self._params), None
         if self._state is None:
             self._state, packed = prefill(*common, *r.arguments, slots=r.slots, top=r.top)

@@ -10,7 +10,7 @@ from jaxtyping import Array
 from sample.config import SamplingConfig
 from sample.logits import Wanted
 from sample.outcome import alternatives
-from sample.pace import decode
+from sample.pace import decode, fitting
 from sample.step import NOT_TAKEN, StepOutput, unpack_taken
 from serve.job import Job
 from serve.prefill import Device, first_row
@@ -31,8 +31,7 @@ class Output(NamedTuple):
 
     def wait(self) -> StepOutput:
         """All of it. Raises RuntimeError where the device failed."""
-        dispatched = self.steps or None  # of the room that there is for `STEPS`
-        return unpack_taken(np.asarray(self.packed)[:dispatched])
+        return unpack_taken(np.asarray(self.packed), self.steps or None)
 
     def deliver(self, output: StepOutput) -> None:
         """Hand the tokens over. A job whose text fails ends alone."""
@@ -135,10 +134,11 @@ class Batch:
         """Dispatch the next tokens of all rows that may have any, at most so many; None where none may."""
         for job in [job for job in self._beside if job.room]:
             self.add(job, self._beside[job])
-        quota = [0 if job is None else min(job.room, most) for job in self._jobs]
-        steps = max(quota)
-        if not steps:
+        room = [0 if job is None else job.room for job in self._jobs]
+        if not any(room):
             return None
+        steps = fitting(min(most, max(room)))
+        quota = [min(steps, r) for r in room]
         begun = time.perf_counter()
         owners = [(row, job) for row, job in enumerate(self._jobs) if job is not None and quota[row]]
         model, params = self._device.model, self._device.params

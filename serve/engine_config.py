@@ -27,8 +27,8 @@ class EngineConfig:
         context: prompt and answer of one stream together, in tokens; at most the model's own context.
         chunks: sizes of the pieces in which prompts are fed, ascending, in tokens. Between
             two steps of running streams comes what the largest computes, and no more.
-        burst: seconds in which a program takes as many steps as it can, one at least; while prompts are fed,
-            and on a GPU, each takes one.
+        burst: seconds in which a program takes as many steps as it can, one at least and on a GPU four at
+            most; while prompts are fed, each takes one.
         waiting: streams that may wait for a row.
         pictures: widths and heights of pictures whose programs are compiled before the first stream comes;
             one of another number of patches compiles its own, and running streams wait for that.

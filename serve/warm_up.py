@@ -8,6 +8,8 @@ from PIL import Image
 from models.load import LoadedModel
 from sample.config import SamplingConfig
 from sample.outcome import FinishReason
+from sample.pace import fitting
+from sample.step import STEPS
 from serve.batch import Batch
 from serve.job import Job, Piece
 from serve.pictures import PictureCache
@@ -54,7 +56,8 @@ def _grow_and_shrink(device: Device, loaded: LoadedModel, configs: list[Sampling
         for config in configs:
             for job in batch.jobs:
                 job.config = config
-            batch.step(1)
+            for steps in {fitting(1), fitting(STEPS)}:
+                batch.step(steps)
         batch.row_of(batch.jobs[0])
     for size in reversed((0, *sizes[:-1])):
         for job in batch.jobs[size:]:
@@ -74,7 +77,7 @@ class _Nobody:
     closed = False
 
     def room(self, in_flight: int) -> int:
-        return 1
+        return STEPS
 
     def prefilling(self) -> None: ...
 

@@ -123,9 +123,14 @@ def until(holds) -> None:
         time.sleep(0.002)
 
 
-def profiled_turns(engine, monkeypatch, folder: Path, steps: int) -> tuple[list[str], list[tuple[int, ...]]]:
-    """Three streams take so many steps, a turn for each, and nothing else happens: what the profiler saw, and
-    the shapes of the device's arrays that the host looked at."""
+def profiled_turns(
+    engine, monkeypatch, folder: Path, steps: int, pace: int = 1
+) -> tuple[list[str], list[tuple[int, ...]]]:
+    """Three streams take so many steps, `pace` in a turn, and nothing else happens.
+
+    Returns:
+        What the profiler saw, and the shapes of the device's arrays that the host looked at.
+    """
     looks: list[tuple[int, ...]] = []
 
     def asarray(value: object, *args: object) -> np.ndarray:
@@ -133,7 +138,7 @@ def profiled_turns(engine, monkeypatch, folder: Path, steps: int) -> tuple[list[
             looks.append(value.shape)
         return np.array(value, *args, copy=None)
 
-    monkeypatch.setattr(engine, "_pace", Steady(1))
+    monkeypatch.setattr(engine, "_pace", Steady(pace))
     readers = [Reader(credit=5) for _ in range(3)]
     for number, reader in enumerate(readers):
         engine.submit(words(20 + number), SamplingConfig(seed=number, max_new_tokens=200), reader)

@@ -1,4 +1,6 @@
-"""A pace that depends on no clock."""
+"""Paces that depend on no clock, and those of another device."""
+
+import pytest
 
 from sample.pace import Pace
 
@@ -12,3 +14,9 @@ class Steady(Pace):
 
     def took(self, seconds: float, steps: int) -> None:
         pass
+
+
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Programs of as many steps as a GPU's, whose host reads the conditions of loops."""
+    for module in ("pace", "step"):
+        monkeypatch.setattr(f"sample.{module}.on_cpu", lambda: False)

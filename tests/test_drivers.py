@@ -15,7 +15,7 @@ from sample import SamplingConfig, VLMInputs, prepare_inputs, sample, sample_str
 from sample import request as request_module
 from sample import streaming as streaming_module
 from sample.text import TextStream
-from tests.paces import Steady
+from tests.paces import Steady, as_on_a_gpu
 from tests.tiny import random_params, tiny_config
 
 CONFIGS = {
@@ -298,6 +298,27 @@ def test_the_next_steps_are_dispatched_before_the_last_are_waited_for(tiny, monk
     first, steps, wait = ["prefill", "unpack_taken"], "decode", "unpack_taken"
     # No prompt token is fed twice, no step is made in vain: 1 + 2 + 2 + 1 tokens.
     assert events == [*first, steps, steps, wait, steps, wait, wait]
+
+
+@pytest.mark.parametrize("new_tokens", [1, 2, 6, STEPS])
+def test_a_stream_in_a_gpus_programs_is_sample(tiny, monkeypatch, new_tokens):
+    model, params, processor = tiny()
+    cfg = SamplingConfig(max_new_tokens=new_tokens, eos_id=processor.eos_ids)
+    whole = sample(model, params, prompt(), cfg, jax.random.key(0), tokenizer=processor.tokenizer)
+    as_on_a_gpu(monkeypatch)
+    monkeypatch.setattr(streaming_module, "Pace", lambda: Steady(4))
+    programs = []
+    original = streaming_module.decode
+    monkeypatch.setattr(
+        streaming_module, "decode", lambda *a, **k: (programs.append(a[4].tolist()), original(*a, **k))[1]
+    )
+    stream = sample_streaming(model, params, prompt(), cfg, jax.random.key(0), tokenizer=processor.tokenizer)
+    tokens = list(stream)
+    assert [t.token_id for t in tokens] == whole.tokens[0].tolist()
+    assert "".join(t.text for t in tokens) == whole.texts[0]
+    assert stream.finish_reason == whole.finish_reasons[0]
+    behind = new_tokens - 1
+    assert programs == [[4]] * (behind // 4) + [[1]] * (behind % 4)
 
 
 def test_cancel_ends_before_the_next_token_and_lets_go_of_the_device(tiny):

@@ -29,7 +29,7 @@ from tests.engines import (
     until,
     words,
 )
-from tests.paces import Steady
+from tests.paces import Steady, as_on_a_gpu
 from tests.profiles import called, dispatches
 from tests.test_compiles import compilations
 
@@ -376,6 +376,38 @@ def test_a_turn_of_all_streams_is_one_dispatch_and_one_transfer(engine, monkeypa
     assert called(events) == {"decode_steps"}
     assert dispatches(events) == 40
     assert looks == [(STEPS, 4, 4)] * 40
+
+
+def test_in_a_gpus_programs_streams_are_what_they_are_alone(tiny, monkeypatch):
+    """One step, whose output has no axis of steps, and four; all are compiled before the first stream."""
+    as_on_a_gpu(monkeypatch)
+    sizes = EngineConfig(
+        rows=(1, 3), context=400, chunks=(64,), pictures=(), prefix_bytes=0, top_logprobs=0, burst=10
+    )
+    shapes = set()
+    original = batch_module.decode
+    engine = Engine(tiny(), sizes)
+    engine.start()
+
+    def decode(*args, **kwargs):
+        state, packed = original(*args, **kwargs)
+        shapes.add(packed.shape[:-1])
+        return state, packed
+
+    monkeypatch.setattr(batch_module, "decode", decode)
+    chosen = [(words(20 + n), SamplingConfig(seed=n, max_new_tokens=13 * n + 9)) for n in range(3)]
+    try:
+        with compilations() as compiled:
+            readers = [Reader() for _ in chosen]
+            for reader, (prompt, config) in zip(readers, chosen, strict=True):
+                engine.submit(prompt, config, reader)
+            ended = [reader.wait() for reader in readers]
+    finally:
+        engine.close()
+    assert compiled == []
+    assert {(3,), (4, 3)} <= shapes
+    for reader, asked in zip(ended, chosen, strict=True):
+        assert_same(reader, expected(tiny(), *asked))
 
 
 def test_what_does_not_fit_the_programs_is_refused_at_once(engine):

@@ -27,10 +27,12 @@ from models.load import LoadedModel
 from models.qwen3_vl import Qwen3VL
 from sample import SamplingConfig, StreamConfig, prepare_inputs, sample, sample_streaming
 from sample.inputs import VLMInputs
+from sample.pace import quota_of
 from sample.request import make_request
-from sample.step import NOT_TAKEN, decode_step, prefill, prefill_chunk, unpack
+from sample.step import NOT_TAKEN, ROUND, decode_step, decode_steps, prefill, prefill_chunk, unpack
 from tests import test_parity, test_smolvlm_parity, tiny_smolvlm
 from tests.judge import assert_drawn, assert_same, scores
+from tests.paces import Steady
 from tests.profiles import called, dispatches, profiled
 from tests.test_kernels import PRODUCTS, WIDTHS, assert_product, assert_sum_and_norm, layer_case
 from tests.test_reseed import Reference
@@ -44,6 +46,7 @@ STEPS = 64
 KEY = jax.random.key(0)
 GREEDY = SamplingConfig(temperature=0, max_new_tokens=STEPS)
 DRAWN = SamplingConfig(temperature=0.8, max_new_tokens=STEPS, seed=11)
+PROGRAMS = [(1, "decode_step", ()), (ROUND, "decode_steps", (ROUND,))]  # steps, name, axes before the rows
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -268,6 +271,28 @@ def test_a_row_without_a_quota_stays_as_it_is_and_the_others_do_not_notice(bfloa
     assert run([[True, False]] * 3 + [[True, True]] * 5 + [[False, True]] * 3) == whole
 
 
+@pytest.mark.parametrize("rows", [1, 3, 16])
+def test_a_round_is_as_many_single_steps(bfloat16, rows):
+    """Bit for bit: which of the two comes is a matter of time."""
+    model, params, _ = bfloat16
+    params = model.decoder_params(params)
+    prompt = np.random.default_rng(0).integers(100, 400, (rows, 30)).astype(np.int32)
+    r = make_request(model, prompt, DRAWN, KEY)
+    quota = -np.arange(rows, dtype=np.int32) % ROUND  # of the last round
+    state, _ = prefill(model, params, *r.arguments, slots=r.slots, top=0)
+    single = []
+    for n in range(3 * ROUND):
+        live = np.full(rows, n < 2 * ROUND) | (n % ROUND < quota)
+        state, packed = decode_step(model, params, state, r.sampling, live, top=0)
+        single.append(np.asarray(packed))
+    state, _ = prefill(model, params, *r.arguments, slots=r.slots, top=0)
+    rounds = []
+    for asked in (np.full(rows, ROUND, np.int32), np.full(rows, ROUND, np.int32), quota):
+        state, packed = decode_steps(model, params, state, r.sampling, asked, top=0, most=ROUND)
+        rounds += list(np.asarray(packed))
+    assert np.stack(single).tobytes() == np.stack(rounds).tobytes()
+
+
 @pytest.mark.parametrize("size", [16, 64])
 def test_a_prompt_in_chunks_is_the_prompt_as_a_whole(bfloat16, float32, size):
     model, params, _ = bfloat16
@@ -371,40 +396,52 @@ def test_a_stream_of_the_engine_is_the_stream_alone(engine, bfloat16, float32):
         assert_same(found[0], told[0], sample(model, params, tokens, config, KEY).tokens[0], tolerance)
 
 
-def test_a_turn_of_the_engine_is_one_dispatch_and_one_transfer(engine, monkeypatch, tmp_path):
+@pytest.mark.parametrize(("pace", "program", "shape"), PROGRAMS)
+def test_a_turn_of_the_engine_is_one_dispatch_and_one_transfer(
+    engine, monkeypatch, tmp_path, pace, program, shape
+):
     from tests.engines import profiled_turns
 
-    events, looks = profiled_turns(engine, monkeypatch, tmp_path, 40)
-    assert called(events) == {"decode_step"}
-    assert dispatches(events) == len(looks) == 40
-    assert set(looks) == {(8, 4)}
+    events, looks = profiled_turns(engine, monkeypatch, tmp_path, 40, pace)
+    assert called(events) == {program}
+    assert dispatches(events) == len(looks) == 40 // pace
+    assert set(looks) == {(*shape, 8, 4)}
 
 
-def test_a_token_of_a_stream_is_one_dispatch(bfloat16, tmp_path):
+@pytest.mark.parametrize(("pace", "program", "shape"), PROGRAMS)
+def test_a_program_of_a_stream_is_one_dispatch(bfloat16, monkeypatch, tmp_path, pace, program, shape):
     model, params, _ = bfloat16
+    monkeypatch.setattr("sample.streaming.Pace", lambda: Steady(pace))
     with sample_streaming(model, params, inputs_of(bfloat16, PICTURES[0]), GREEDY, KEY) as stream:
-        for _ in range(3):
+        for _ in range(1 + pace):
             next(stream)
         with profiled(tmp_path) as events:
             for _ in range(40):
                 next(stream)
-    assert called(events) == {"decode_step"}
-    assert dispatches(events) == 40
+    assert called(events) == {program}
+    assert dispatches(events) == 40 // pace
 
 
-def test_the_cache_is_aliased_and_a_step_waits_for_nothing(bfloat16):
+@pytest.mark.parametrize(("pace", "program", "shape"), PROGRAMS)
+def test_the_cache_is_aliased_and_a_program_waits_for_nothing(bfloat16, pace, program, shape):
     model, params, _ = bfloat16
     r = make_request(model, np.ones((1, 20), np.int32), SamplingConfig(temperature=0), KEY)
     params = model.decoder_params(params)
     state, _ = prefill(model, params, *r.arguments, slots=r.slots, top=0)
-    compiled = decode_step.lower(model, params, state, r.sampling, top=0).compile()
+    arguments = model, params, state, r.sampling
+    if pace == 1:
+        lowered = decode_step.lower(*arguments, top=0)
+    else:
+        lowered = decode_steps.lower(*arguments, quota_of(pace), top=0, most=pace)
+    compiled = lowered.compile()
     cache = sum(buffer.nbytes for buffer in jax.tree.leaves(state.cache))
     memory = compiled.memory_analysis()
     assert memory.alias_size_in_bytes >= cache
     assert memory.temp_size_in_bytes < cache / 4
-    text = compiled.as_text()
-    assert " while(" not in text
-    assert " conditional(" not in text
+    loops = [line for line in compiled.as_text().splitlines() if " while(" in line]
+    assert len(loops) == len(shape)
+    assert all('"known_trip_count":{"n":"4"}' in loop for loop in loops)  # else the host reads the condition
+    assert " conditional(" not in compiled.as_text()
 
 
 def test_a_second_stream_compiles_nothing(bfloat16, caplog):

@@ -1,16 +1,18 @@
 """What the step lets its drivers do: prompts in several pieces, and rows that sit a step out."""
 
 from dataclasses import replace
+from functools import partial
 
 import jax
 import numpy as np
 import pytest
 
-from sample import SamplingConfig, pace
-from sample.pace import Pace, decode
+from sample import SamplingConfig
+from sample.pace import Pace, decode, fitting
 from sample.request import make_request
 from sample.step import (
     NOT_TAKEN,
+    ROUND,
     RUNNING,
     STEPS,
     Prompt,
@@ -21,6 +23,7 @@ from sample.step import (
     unpack,
     unpack_taken,
 )
+from tests.paces import as_on_a_gpu
 
 CFG = SamplingConfig(max_new_tokens=20, temperature=1.3)
 
@@ -140,20 +143,52 @@ def test_a_prompt_in_chunks_gives_the_first_token_of_a_prefill(tiny, size):
     assert state.length.tolist() == [40]
 
 
-def test_elsewhere_a_program_is_one_step_of_the_rows_with_a_quota(tiny, monkeypatch):
-    """As on a GPU, where the host stands still in a loop."""
+def test_a_gpus_program_is_one_step_or_a_round_of_the_rows_with_a_quota(tiny, monkeypatch):
     model, params, _ = tiny()
-    r, state, _ = started(tiny, 2)
-    _, looped = decode(model, params, state, r.sampling, np.array([1, 0], np.int32), top=0)
-    monkeypatch.setattr(pace, "on_cpu", lambda: False)
-    _, state, _ = started(tiny, 2)
-    state, single = decode(model, params, state, r.sampling, np.array([1, 0], np.int32), top=0)
-    one, other = (unpack_taken(np.asarray(packed)) for packed in (looped, single))
-    assert one.status.tolist() == other.status.tolist() == [[RUNNING, NOT_TAKEN]]
-    assert one.token[0, 0] == other.token[0, 0]
-    counted = Pace()
-    counted.took(1e-6, 1)
-    assert counted.steps == 1
+    as_on_a_gpu(monkeypatch)
+    for quota in ([1, 0], [ROUND, 0], [2, ROUND]):
+        r, state, _ = started(tiny, 2)
+        _, looped = decode_steps(model, params, state, r.sampling, np.array(quota, np.int32), top=0)
+        _, state, _ = started(tiny, 2)
+        _, program = decode(model, params, state, r.sampling, np.array(quota, np.int32), top=0)
+        one, other = unpack_taken(np.asarray(looped)), unpack_taken(np.asarray(program))
+        assert program.shape[:-2] == (() if max(quota) == 1 else (ROUND,))
+        assert one.status.tolist() == other.status.tolist()
+        assert one.token.tolist() == other.token.tolist()
+        assert one.logprob.tobytes() == other.logprob.tobytes()
+
+
+def test_a_gpu_looks_at_the_rows_every_round(tiny, monkeypatch):
+    """What is behind a row's end in its round is not taken, and no round behind that is begun."""
+    model, params, _ = tiny()
+    r, state, _ = started(tiny, 1)
+    _, packed = decode_steps(model, params, state, r.sampling, np.array([8]), top=0)
+    tokens = unpack_taken(np.asarray(packed)).token[:, 0].tolist()
+    assert tokens[5] not in tokens[:5]
+    as_on_a_gpu(monkeypatch)
+    for eos, steps in ((None, 8), (tokens[5], 6)):
+        ends = {} if eos is None else {"eos_id": eos}
+        r, state, _ = started(tiny, 1, **ends)
+        state, packed = decode_steps(model, params, state, r.sampling, np.array([8]), top=0, most=12)
+        assert packed.shape[0] == 12
+        assert unpack_taken(np.asarray(packed)).token[:, 0].tolist() == tokens[:steps]
+        assert state.length.tolist() == [40 + steps]
+    loops = jax.make_jaxpr(partial(decode_steps, model, top=0, most=ROUND))(
+        params, state, r.sampling, np.array([ROUND])
+    )
+    assert "while[" not in str(loops)  # but a scan of `ROUND`
+    assert f"length={ROUND}" in str(loops)
+
+
+def test_a_gpus_pace_counts_a_step_or_a_round(monkeypatch):
+    as_on_a_gpu(monkeypatch)
+    counted = Pace(0.03)
+    steps = []
+    for seconds in (0.001, 0.004, 0.031, 0.011, 0.0074, 9.0):  # of so many steps as were counted
+        counted.took(seconds, counted.steps)
+        steps.append(counted.steps)
+    assert steps == [ROUND, ROUND, 1, 1, ROUND, 1]
+    assert [fitting(most) for most in (1, 3, 4, 5, 64)] == [1, 1, 4, 4, 4]
 
 
 def test_a_program_takes_as_many_steps_as_fit_and_at_most_four_times_as_many_as_before():
