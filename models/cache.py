@@ -31,20 +31,29 @@ class KVCache(NamedTuple):
 
 
 def write_keys(
-    buffer: Float[Array, "B H D S"], new: Float[Array, "B T H D"], start: int | Int[Array, "B"]
-) -> Float[Array, "B H D S"]:
+    buffer: Float[Array, "rows H D S"],
+    new: Float[Array, "B T H D"],
+    start: int | Int[Array, "B"],
+    row: int = 0,
+) -> Float[Array, "rows H D S"]:
     """Store each row's T new keys from its own slot `start` on, or all rows' from one.
 
     `start + T` must not pass S.
+
+    Args:
+        row: the buffer's first of these rows; another than 0 only where `start` is one for all.
     """
-    return _write(buffer, jnp.transpose(new, (0, 2, 3, 1)), lambda at: (0, 0, at), start)
+    return _write(buffer, jnp.transpose(new, (0, 2, 3, 1)), lambda at: (0, 0, at), start, row)
 
 
 def write_values(
-    buffer: Float[Array, "B H S D"], new: Float[Array, "B T H D"], start: int | Int[Array, "B"]
-) -> Float[Array, "B H S D"]:
+    buffer: Float[Array, "rows H S D"],
+    new: Float[Array, "B T H D"],
+    start: int | Int[Array, "B"],
+    row: int = 0,
+) -> Float[Array, "rows H S D"]:
     """The same with values."""
-    return _write(buffer, new.swapaxes(1, 2), lambda at: (0, at, 0), start)
+    return _write(buffer, new.swapaxes(1, 2), lambda at: (0, at, 0), start, row)
 
 
 def shift_slots(
@@ -72,9 +81,9 @@ def shift_slots(
     return KVCache(tuple(map(keys, cache.keys)), tuple(map(values, cache.values)))
 
 
-def _write(buffer: Array, new: Array, corner: Callable[[Any], tuple], start: int | Array) -> Array:
+def _write(buffer: Array, new: Array, corner: Callable[[Any], tuple], start: int | Array, row: int) -> Array:
     if isinstance(start, int):  # no scatter, which takes copies
-        return jax.lax.dynamic_update_slice(buffer, new.astype(buffer.dtype), (0, *corner(start)))
+        return jax.lax.dynamic_update_slice(buffer, new.astype(buffer.dtype), (row, *corner(start)))
 
     def one_row(row: Array, entries: Array, at: Array) -> Array:
         return jax.lax.dynamic_update_slice(row, entries, corner(at))

@@ -15,7 +15,7 @@ from models.attention import begins_at_first_slot, causal_attention
 from models.blocks import Embedding, GatedMLP, Linear, RMSNorm, projections
 from models.cache import KVCache, write_keys, write_values
 from models.config_parts import DecoderConfig
-from models.kernels.choice import decodes_in_kernels, mlp_parts
+from models.kernels.choice import decodes_in_kernels, mlp_parts, rows_together
 from models.rope import rotate
 
 
@@ -41,7 +41,9 @@ class SelfAttention(nn.Module):
         start: Int[Array, "B"],
         buffers: tuple[Array, Array] | None,
         filled: int | Int[Array, ""],
+        row: int = 0,
     ) -> tuple[Float[Array, "B T D"], tuple[Array, Array]]:
+        """Of so many rows of the buffers, from `row` on."""
         c = self.config
 
         counts = (c.num_attention_heads, c.num_key_value_heads, c.num_key_value_heads)
@@ -57,9 +59,9 @@ class SelfAttention(nn.Module):
             keys, values = k.transpose(0, 2, 3, 1), v.swapaxes(1, 2)
         else:
             first = 0 if begins_at_first_slot(x.shape[1], filled) else start
-            keys, values = write_keys(buffers[0], k, first), write_values(buffers[1], v, first)
-        slots = start[:, None] + jnp.arange(x.shape[1])
-        mixed = causal_attention(q, keys, values, slots, filled).reshape(*x.shape[:2], -1)
+            keys, values = write_keys(buffers[0], k, first, row), write_values(buffers[1], v, first, row)
+        slots, own = start[:, None] + jnp.arange(x.shape[1]), slice(row, row + len(x))
+        mixed = causal_attention(q, keys[own], values[own], slots, filled).reshape(*x.shape[:2], -1)
         product = Linear(c.hidden_size, c.attention_bias, rows=self.fused, name="o_proj")
         return product(mixed), (keys, values)
 
@@ -78,11 +80,15 @@ class DecoderLayer(nn.Module):
         filled: int | Int[Array, ""],
     ) -> tuple[Float[Array, "B T D"], tuple[Array, Array]]:
         c = self.config
-        normed = RMSNorm(c.rms_norm_eps, name="input_layernorm")(x)
-        mixed, buffers = SelfAttention(c, self.fused, name="self_attn")(
-            normed, angles, start, buffers, filled
-        )
-        x = x + mixed
+        norm = RMSNorm(c.rms_norm_eps, name="input_layernorm")
+        attention = SelfAttention(c, self.fused, name="self_attn")
+        in_parts = buffers is not None and begins_at_first_slot(x.shape[1], filled)
+        together = rows_together(*x.shape[:2]) if in_parts else len(x)
+        for row in range(0, len(x), together):
+            own = slice(row, row + together)
+            mixed, buffers = attention(norm(x[own]), angles[own], start[own], buffers, filled, row)
+            x = jax.lax.dynamic_update_slice_in_dim(x, x[own] + mixed, row, 0)
+        assert buffers is not None  # a batch has a row
 
         def behind(x: Float[Array, "*L D"]) -> Float[Array, "*L D"]:
             normed = RMSNorm(c.rms_norm_eps, name="post_attention_layernorm")(x)

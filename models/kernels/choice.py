@@ -97,6 +97,11 @@ def mlp_parts(tokens: int) -> int:
     return next(n for n in range(1, tokens + 1) if tokens % n == 0 and tokens // n <= _MANY_TOKENS)
 
 
+def rows_together(rows: int, tokens: int) -> int:
+    """How many rows of prompts go through attention at once, in equal parts, for the same reason."""
+    return next(n for n in range(rows, 0, -1) if rows % n == 0 and (n * tokens <= _MANY_TOKENS or n == 1))
+
+
 def decodes_in_kernels(c: DecoderConfig, x: Float[Array, "B T D"], cache: KVCache) -> bool:
     """Whether kernels take one token of a few rows through the layers: on a GPU, in bfloat16."""
     widths = (c.hidden_size, c.intermediate_size, c.num_attention_heads * c.head_dim)
