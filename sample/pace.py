@@ -21,11 +21,16 @@ _GROWTH = 4  # from one program to the next, at most
 
 
 class Pace:
-    """Steps per program, for one at least every `seconds`: one at first, then up to four times as many."""
+    """Steps per program, for one at least every `seconds`: one at first, then as many as fit by its time.
+
+    It is waited for at once. Later ones may have waited for their reader, and so seem shorter than they were:
+    from one of them to the next there are up to four times as many steps.
+    """
 
     def __init__(self, seconds: float = FRAME) -> None:
         self._seconds = seconds
         self._arrived = 0.0
+        self._most = STEPS
         self.steps = 1
 
     def arrived(self, now: float, begun: float, steps: int) -> None:
@@ -37,7 +42,8 @@ class Pace:
     def took(self, seconds: float, steps: int) -> None:
         """A program of so many steps has taken so long."""
         within = self._seconds * steps / seconds if seconds > 0 else STEPS
-        self.steps = fitting(max(1, min(int(within), _GROWTH * self.steps)))
+        self.steps = fitting(max(1, min(int(within), self._most)))
+        self._most = _GROWTH * self.steps
 
 
 def fitting(most: int) -> int:

@@ -198,3 +198,11 @@ def test_a_program_takes_as_many_steps_as_fit_and_at_most_four_times_as_many_as_
         counted.took(seconds, counted.steps)
         steps.append(counted.steps)
     assert steps == [1, 4, 16, 30, 14, 14, 1]
+
+
+def test_the_first_program_tells_at_once_how_many_steps_fit():
+    counted = Pace(0.03)
+    counted.took(0.001, 1)
+    assert counted.steps == 30
+    counted.took(0.001, 30)  # it was there before it was waited for
+    assert counted.steps == STEPS
