@@ -190,7 +190,7 @@ def _pixel_patches(
     patch, merge = settings.patch_size, settings.merge_size
     size = (columns * patch, rows * patch)
     resized = picture if picture.size == size else picture.resize(size, Image.Resampling.BICUBIC)
-    blocks = np.asarray(resized).reshape(
-        rows // merge, merge, patch, columns // merge, merge, patch, CHANNELS
-    )
-    return blocks.transpose(0, 3, 1, 4, 2, 5, 6).reshape(rows * columns, patch * patch * CHANNELS)
+    lines = np.asarray(resized).reshape(rows * patch, -1)
+    items = lines.view(f"V{patch * CHANNELS}")  # a line of a patch is copied as one
+    blocks = items.reshape(rows // merge, merge, patch, columns // merge, merge)
+    return np.ascontiguousarray(blocks.transpose(0, 3, 1, 4, 2)).view(np.uint8).reshape(rows * columns, -1)
