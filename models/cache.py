@@ -34,7 +34,7 @@ def write_keys(
     buffer: Float[Array, "rows H D S"],
     new: Float[Array, "B T H D"],
     start: int | Int[Array, "B"],
-    row: int = 0,
+    row: int | Int[Array, ""] = 0,
 ) -> Float[Array, "rows H D S"]:
     """Store each row's T new keys from its own slot `start` on, or all rows' from one.
 
@@ -50,7 +50,7 @@ def write_values(
     buffer: Float[Array, "rows H S D"],
     new: Float[Array, "B T H D"],
     start: int | Int[Array, "B"],
-    row: int = 0,
+    row: int | Int[Array, ""] = 0,
 ) -> Float[Array, "rows H S D"]:
     """The same with values."""
     return _write(buffer, new.swapaxes(1, 2), lambda at: (0, at, 0), start, row)
@@ -81,7 +81,9 @@ def shift_slots(
     return KVCache(tuple(map(keys, cache.keys)), tuple(map(values, cache.values)))
 
 
-def _write(buffer: Array, new: Array, corner: Callable[[Any], tuple], start: int | Array, row: int) -> Array:
+def _write(
+    buffer: Array, new: Array, corner: Callable[[Any], tuple], start: int | Array, row: int | Array
+) -> Array:
     if isinstance(start, int):  # no scatter, which takes copies
         return jax.lax.dynamic_update_slice(buffer, new.astype(buffer.dtype), (row, *corner(start)))
 

@@ -41,7 +41,7 @@ class SelfAttention(nn.Module):
         start: Int[Array, "B"],
         buffers: tuple[Array, Array] | None,
         filled: int | Int[Array, ""],
-        row: int = 0,
+        row: int | Int[Array, ""] = 0,
     ) -> tuple[Float[Array, "B T D"], tuple[Array, Array]]:
         """Of so many rows of the buffers, from `row` on."""
         c = self.config
@@ -60,8 +60,9 @@ class SelfAttention(nn.Module):
         else:
             first = 0 if begins_at_first_slot(x.shape[1], filled) else start
             keys, values = write_keys(buffers[0], k, first, row), write_values(buffers[1], v, first, row)
-        slots, own = start[:, None] + jnp.arange(x.shape[1]), slice(row, row + len(x))
-        mixed = causal_attention(q, keys[own], values[own], slots, filled).reshape(*x.shape[:2], -1)
+        slots = start[:, None] + jnp.arange(x.shape[1])
+        k, v = (jax.lax.dynamic_slice_in_dim(buffer, row, len(x)) for buffer in (keys, values))
+        mixed = causal_attention(q, k, v, slots, filled).reshape(*x.shape[:2], -1)
         product = Linear(c.hidden_size, c.attention_bias, rows=self.fused, name="o_proj")
         return product(mixed), (keys, values)
 
@@ -82,36 +83,45 @@ class DecoderLayer(nn.Module):
         c = self.config
         norm = RMSNorm(c.rms_norm_eps, name="input_layernorm")
         attention = SelfAttention(c, self.fused, name="self_attn")
+
+        def attend(x: Array, row: Any, buffers: Any) -> tuple[Array, Any]:
+            turns, first = (jax.lax.dynamic_slice_in_dim(rows, row, len(x)) for rows in (angles, start))
+            mixed, buffers = attention(norm(x), turns, first, buffers, filled, row)
+            return x + mixed, buffers
+
+        def think(x: Array, _: Any, nothing: None) -> tuple[Array, None]:
+            normed = RMSNorm(c.rms_norm_eps, name="post_attention_layernorm")(x)
+            return x + GatedMLP(c.intermediate_size, self.fused, name="mlp")(normed), nothing
+
         in_parts = buffers is not None and begins_at_first_slot(x.shape[1], filled)
         together = rows_together(*x.shape[:2]) if in_parts else len(x)
-        for row in range(0, len(x), together):
-            own = slice(row, row + together)
-            mixed, buffers = attention(norm(x[own]), angles[own], start[own], buffers, filled, row)
-            x = jax.lax.dynamic_update_slice_in_dim(x, x[own] + mixed, row, 0)
-        assert buffers is not None  # a batch has a row
-
-        def behind(x: Float[Array, "*L D"]) -> Float[Array, "*L D"]:
-            normed = RMSNorm(c.rms_norm_eps, name="post_attention_layernorm")(x)
-            return x + GatedMLP(c.intermediate_size, self.fused, name="mlp")(normed)
-
-        return _in_parts(self, behind, x, mlp_parts(x.shape[0] * x.shape[1])), buffers
+        x, made = _in_parts(self, attend, x, together, buffers)
+        parts = mlp_parts(x.shape[0] * x.shape[1])
+        tokens = x if parts == 1 else x.reshape(-1, x.shape[-1])
+        return _in_parts(self, think, tokens, len(tokens) // parts, None)[0].reshape(x.shape), made
 
 
 def _in_parts(
-    layer: DecoderLayer, through: Callable[[Array], Array], x: Float[Array, "B T D"], parts: int
-) -> Float[Array, "B T D"]:
-    """`through(x)`, so many of the tokens at a time, each part in place of what it is made from."""
-    if parts == 1:
-        return through(x)
-    tokens = x.reshape(-1, x.shape[-1])
-    size = len(tokens) // parts
+    layer: DecoderLayer,
+    through: Callable[[Array, Any, Any], tuple[Array, Any]],
+    x: Array,
+    size: int,
+    carried: Any,
+) -> tuple[Array, Any]:
+    """`through(part, first, carried)`, `size` of the first axis at a time, in place of what they are made of.
 
-    def part(_: nn.Module, tokens: Array, first: Array) -> tuple[Array, None]:
-        made = through(jax.lax.dynamic_slice_in_dim(tokens, first, size))
-        return jax.lax.dynamic_update_slice_in_dim(tokens, made, first, 0), None
+    In a loop: written out, many parts of many layers take minutes to compile.
+    """
+    if size == len(x):
+        return through(x, 0, carried)
+
+    def part(_: nn.Module, carry: tuple[Array, Any], first: Array) -> tuple[tuple[Array, Any], None]:
+        x, carried = carry
+        made, carried = through(jax.lax.dynamic_slice_in_dim(x, first, size), first, carried)
+        return (jax.lax.dynamic_update_slice_in_dim(x, made, first, 0), carried), None
 
     loop = nn.scan(part, variable_broadcast="params", split_rngs={"params": False})
-    return loop(layer, tokens, jnp.arange(0, len(tokens), size))[0].reshape(x.shape)
+    return loop(layer, (x, carried), jnp.arange(0, len(x), size))[0]
 
 
 class Decoder(nn.Module):

@@ -35,14 +35,16 @@ def vision_layout(config: VisionConfig, grid_thw: np.ndarray, padded_to: int | N
     for t, h, w in np.asarray(grid_thw).reshape(-1, 3).tolist():
         parts += [_frame(h, w, config.spatial_merge_size, side)] * t  # frames of a clip share their positions
         ends += [ends[-1] + h * w * (frame + 1) for frame in range(t)]
+    size = ends[-1] if padded_to is None else padded_to
 
     def joined(frames: tuple[np.ndarray, ...]) -> np.ndarray:
-        whole = np.zeros((padded_to or ends[-1], frames[0].shape[1]), frames[0].dtype)
+        whole = np.zeros((size, frames[0].shape[1]), frames[0].dtype)
         np.concatenate(frames, out=whole[: ends[-1]])
         return whole
 
     repeated = ends[1:] + [ends[-1]] * (bucket(len(ends) - 1, 1) - len(ends) + 1)
-    return VisionLayout(*map(joined, zip(*parts, strict=True)), np.array(repeated, np.int32))
+    taps, weights, coordinates = map(joined, zip(*parts, strict=True))
+    return VisionLayout(taps, weights, coordinates, np.array(repeated, np.int32))
 
 
 @lru_cache(maxsize=16)

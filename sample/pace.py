@@ -21,10 +21,11 @@ _GROWTH = 4  # from one program to the next, at most
 
 
 class Pace:
-    """Steps per program, for one at least every `seconds`: one at first, then as many as fit by its time.
+    """Steps per program, for one at least every `seconds`: one at first, then as many as fit.
 
-    It is waited for at once. Later ones may have waited for their reader, and so seem shorter than they were:
-    from one of them to the next there are up to four times as many steps.
+    The first time that is known, be it a prompt's, is no shorter than a step's. Later ones may have waited
+    for their reader, and so seem shorter than they were: from one of them to the next there are up to four
+    times as many steps.
     """
 
     def __init__(self, seconds: float = FRAME) -> None:
@@ -46,11 +47,14 @@ class Pace:
         self._most = _GROWTH * self.steps
 
 
+def programs() -> tuple[int, ...]:
+    """The steps of each program of `decode`; on a CPU there is one, which takes any number."""
+    return (1,) if on_cpu() else (1, ROUND)
+
+
 def fitting(most: int) -> int:
-    """Steps of the largest program that has no more than so many: on a GPU there are two, see `decode`."""
-    if on_cpu():
-        return min(most, STEPS)
-    return ROUND if most >= ROUND else 1
+    """The most steps that a program can take of so many."""
+    return min(most, STEPS) if on_cpu() else max(steps for steps in programs() if steps <= most)
 
 
 def decode(
@@ -70,12 +74,12 @@ def decode(
     Returns:
         The state, and what `unpack_taken` takes.
     """
-    if on_cpu():
+    steps = int(quota.max())
+    assert steps == fitting(steps), "more steps were counted than a program takes"
+    if on_cpu() or steps > 1:
         one = len(quota) == 1  # a stream, which shall leave nothing behind
         rows = jax.device_put(quota) if one else _on_device(tuple(quota.tolist()))
-        return decode_steps(model, params, state, sampling, rows, top=top)
-    if quota.max() > 1:
-        return decode_steps(model, params, state, sampling, quota, top=top, most=ROUND)
+        return decode_steps(model, params, state, sampling, rows, top=top, most=STEPS if on_cpu() else ROUND)
     return decode_step(model, params, state, sampling, quota > 0 if len(quota) > 1 else None, top=top)
 
 

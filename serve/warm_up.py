@@ -8,8 +8,8 @@ from PIL import Image
 from models.load import LoadedModel
 from sample.config import SamplingConfig
 from sample.outcome import FinishReason
-from sample.pace import fitting
-from sample.step import STEPS
+from sample.pace import programs
+from sample.step import ROUND
 from serve.batch import Batch
 from serve.job import Job, Piece
 from serve.pictures import PictureCache
@@ -24,7 +24,8 @@ def warm_up(device: Device, loaded: LoadedModel) -> None:
     _look_at_pictures(device, loaded)
     asked = SamplingConfig(seed=0, max_new_tokens=2**20)
     plain = [replace(asked, top_logprobs=top) for top in {0, device.config.top_logprobs}]
-    rows = [_fed(device, loaded, config, size) for config in plain for size in device.config.chunks]
+    short = [replace(config, max_new_tokens=2) for config in plain]  # all that is drawn: slots are never full
+    rows = [_fed(device, loaded, config, size) for config in short for size in device.config.chunks]
     filtering = [replace(config, min_p=0.5) for config in plain]
     _grow_and_shrink(device, loaded, [*plain, *filtering], rows[0])
     block = read_block(rows[0].state.cache, np.int32(0), device.config.chunks[-1])
@@ -56,7 +57,7 @@ def _grow_and_shrink(device: Device, loaded: LoadedModel, configs: list[Sampling
         for config in configs:
             for job in batch.jobs:
                 job.config = config
-            for steps in {fitting(1), fitting(STEPS)}:
+            for steps in programs():
                 batch.step(steps)
         batch.row_of(batch.jobs[0])
     for size in reversed((0, *sizes[:-1])):
@@ -77,7 +78,7 @@ class _Nobody:
     closed = False
 
     def room(self, in_flight: int) -> int:
-        return STEPS
+        return ROUND
 
     def prefilling(self) -> None: ...
 

@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -298,6 +299,22 @@ def test_the_next_steps_are_dispatched_before_the_last_are_waited_for(tiny, monk
     first, steps, wait = ["prefill", "unpack_taken"], "decode", "unpack_taken"
     # No prompt token is fed twice, no step is made in vain: 1 + 2 + 2 + 1 tokens.
     assert events == [*first, steps, steps, wait, steps, wait, wait]
+
+
+def test_the_first_time_that_is_known_says_how_many_steps_fit(tiny, monkeypatch):
+    """That of the prompt; the next one, of the first steps, may be four times as many."""
+    model, params, _ = tiny()
+    times = iter(np.arange(0, 100, 0.002))
+    monkeypatch.setattr(streaming_module, "time", SimpleNamespace(perf_counter=lambda: float(next(times))))
+    quotas = []
+    original = streaming_module.decode
+    monkeypatch.setattr(
+        streaming_module, "decode", lambda *a, **k: (quotas.append(int(a[4][0])), original(*a, **k))[1]
+    )
+    cfg = SamplingConfig(max_new_tokens=100)
+    assert len(list(sample_streaming(model, params, prompt(), cfg, jax.random.key(0)))) == 100
+    assert quotas[:2] == [16, 16]  # 2 ms for one of the prompt, a frame of 33
+    assert 16 < quotas[2] <= 4 * 16
 
 
 @pytest.mark.parametrize("new_tokens", [1, 2, 6, STEPS])

@@ -380,6 +380,8 @@ def test_a_turn_of_all_streams_is_one_dispatch_and_one_transfer(engine, monkeypa
 
 def test_in_a_gpus_programs_streams_are_what_they_are_alone(tiny, monkeypatch):
     """One step, whose output has no axis of steps, and four; all are compiled before the first stream."""
+    chosen = [(words(20 + n), SamplingConfig(seed=n, max_new_tokens=13 * n + 9)) for n in range(3)]
+    alone = [expected(tiny(), *asked) for asked in chosen]
     as_on_a_gpu(monkeypatch)
     sizes = EngineConfig(
         rows=(1, 3), context=400, chunks=(64,), pictures=(), prefix_bytes=0, top_logprobs=0, burst=10
@@ -395,7 +397,6 @@ def test_in_a_gpus_programs_streams_are_what_they_are_alone(tiny, monkeypatch):
         return state, packed
 
     monkeypatch.setattr(batch_module, "decode", decode)
-    chosen = [(words(20 + n), SamplingConfig(seed=n, max_new_tokens=13 * n + 9)) for n in range(3)]
     try:
         with compilations() as compiled:
             readers = [Reader() for _ in chosen]
@@ -406,8 +407,8 @@ def test_in_a_gpus_programs_streams_are_what_they_are_alone(tiny, monkeypatch):
         engine.close()
     assert compiled == []
     assert {(3,), (4, 3)} <= shapes
-    for reader, asked in zip(ended, chosen, strict=True):
-        assert_same(reader, expected(tiny(), *asked))
+    for reader, result in zip(ended, alone, strict=True):
+        assert_same(reader, result)
 
 
 def test_what_does_not_fit_the_programs_is_refused_at_once(engine):

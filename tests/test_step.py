@@ -145,13 +145,16 @@ def test_a_prompt_in_chunks_gives_the_first_token_of_a_prefill(tiny, size):
 
 def test_a_gpus_program_is_one_step_or_a_round_of_the_rows_with_a_quota(tiny, monkeypatch):
     model, params, _ = tiny()
-    as_on_a_gpu(monkeypatch)
-    for quota in ([1, 0], [ROUND, 0], [2, ROUND]):
+    quotas = [np.array(quota, np.int32) for quota in ([1, 0], [ROUND, 0], [2, ROUND])]
+    looped = []
+    for quota in quotas:
         r, state, _ = started(tiny, 2)
-        _, looped = decode_steps(model, params, state, r.sampling, np.array(quota, np.int32), top=0)
-        _, state, _ = started(tiny, 2)
-        _, program = decode(model, params, state, r.sampling, np.array(quota, np.int32), top=0)
-        one, other = unpack_taken(np.asarray(looped)), unpack_taken(np.asarray(program))
+        looped.append(decode_steps(model, params, state, r.sampling, quota, top=0)[1])
+    as_on_a_gpu(monkeypatch)
+    for quota, wanted in zip(quotas, looped, strict=True):
+        r, state, _ = started(tiny, 2)
+        _, program = decode(model, params, state, r.sampling, quota, top=0)
+        one, other = unpack_taken(np.asarray(wanted)), unpack_taken(np.asarray(program))
         assert program.shape[:-2] == (() if max(quota) == 1 else (ROUND,))
         assert one.status.tolist() == other.status.tolist()
         assert one.token.tolist() == other.token.tolist()
@@ -173,11 +176,11 @@ def test_a_gpu_looks_at_the_rows_every_round(tiny, monkeypatch):
         assert packed.shape[0] == 12
         assert unpack_taken(np.asarray(packed)).token[:, 0].tolist() == tokens[:steps]
         assert state.length.tolist() == [40 + steps]
-    loops = jax.make_jaxpr(partial(decode_steps, model, top=0, most=ROUND))(
-        params, state, r.sampling, np.array([ROUND])
-    )
-    assert "while[" not in str(loops)  # but a scan of `ROUND`
-    assert f"length={ROUND}" in str(loops)
+    for most, looks in ((12, 1), (ROUND, 0)):
+        program = partial(decode_steps, model, top=0, most=most)
+        text = str(jax.make_jaxpr(program)(params, state, r.sampling, np.array([8])))
+        assert text.count("while[") == looks
+        assert text.count(f"length={ROUND}\n") == 1  # a loop of so many steps, in it
 
 
 def test_a_gpus_pace_counts_a_step_or_a_round(monkeypatch):

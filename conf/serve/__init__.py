@@ -63,7 +63,10 @@ class ServeSettings:
         Range(1, 65536),
     )
     burst_ms: int = number(
-        20, "milliseconds in which a program takes as many steps as it can", "an integer", Range(0, 10_000)
+        20,
+        "milliseconds in which a program takes as many steps as it can, on a GPU four at most",
+        "an integer",
+        Range(0, 10_000),
     )
     waiting: int = number(64, "streams that may wait for a row", "an integer", Range(0, 100_000))
     pictures: list[str] = typed(
