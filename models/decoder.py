@@ -15,7 +15,7 @@ from models.attention import begins_at_first_slot, causal_attention
 from models.blocks import Embedding, GatedMLP, Linear, RMSNorm, projections
 from models.cache import KVCache, write_keys, write_values
 from models.config_parts import DecoderConfig
-from models.kernels.choice import decodes_in_kernels, mlp_parts, rows_together
+from models.kernels.choice import at_once, decodes_in_kernels
 from models.rope import rotate
 
 
@@ -94,11 +94,11 @@ class DecoderLayer(nn.Module):
             return x + GatedMLP(c.intermediate_size, self.fused, name="mlp")(normed), nothing
 
         in_parts = buffers is not None and begins_at_first_slot(x.shape[1], filled)
-        together = rows_together(*x.shape[:2]) if in_parts else len(x)
-        x, made = _in_parts(self, attend, x, together, buffers)
-        parts = mlp_parts(x.shape[0] * x.shape[1])
-        tokens = x if parts == 1 else x.reshape(-1, x.shape[-1])
-        return _in_parts(self, think, tokens, len(tokens) // parts, None)[0].reshape(x.shape), made
+        x, made = _in_parts(self, attend, x, at_once(*x.shape[:2]) if in_parts else len(x), buffers)
+        count = x.shape[0] * x.shape[1]
+        few = at_once(count)
+        tokens = x if few == count else x.reshape(count, -1)
+        return _in_parts(self, think, tokens, few, None)[0].reshape(x.shape), made
 
 
 def _in_parts(
@@ -112,7 +112,7 @@ def _in_parts(
 
     In a loop: written out, many parts of many layers take minutes to compile.
     """
-    if size == len(x):
+    if size >= len(x):
         return through(x, 0, carried)
 
     def part(_: nn.Module, carry: tuple[Array, Any], first: Array) -> tuple[tuple[Array, Any], None]:

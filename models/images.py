@@ -10,7 +10,7 @@ from jaxtyping import Float32, Int32, UInt8
 from PIL import Image
 
 from models.errors import CheckpointError, InputError
-from models.levels import CHANNELS, Levels, level_table
+from models.levels import CHANNELS, Levels, cut, level_table
 
 MAX_ASPECT_RATIO = 200
 # What this module does to every picture; a checkpoint that asks for something else is refused.
@@ -187,10 +187,6 @@ def levels(
 def _pixel_patches(
     picture: Image.Image, rows: int, columns: int, settings: ImageSettings
 ) -> UInt8[np.ndarray, "patches features"]:
-    patch, merge = settings.patch_size, settings.merge_size
-    size = (columns * patch, rows * patch)
+    size = (columns * settings.patch_size, rows * settings.patch_size)
     resized = picture if picture.size == size else picture.resize(size, Image.Resampling.BICUBIC)
-    lines = np.asarray(resized).reshape(rows * patch, -1)
-    items = lines.view(f"V{patch * CHANNELS}")  # a line of a patch is copied as one
-    blocks = items.reshape(rows // merge, merge, patch, columns // merge, merge)
-    return np.ascontiguousarray(blocks.transpose(0, 3, 1, 4, 2)).view(np.uint8).reshape(rows * columns, -1)
+    return cut(np.asarray(resized), settings.patch_size, settings.merge_size)

@@ -34,6 +34,16 @@ class Levels(NamedTuple):
         return values.reshape(count, CHANNELS * frames * area)
 
 
+def cut(
+    pixels: UInt8[np.ndarray, "height width 3"], patch: int, merge: int = 1
+) -> UInt8[np.ndarray, "patches features"]:
+    """A picture's patches by merge block: block row, block column, row inside, column inside."""
+    rows, columns = (side // patch for side in pixels.shape[:2])
+    lines = pixels.reshape(len(pixels), -1).view(f"V{patch * CHANNELS}")  # that of a patch is copied as one
+    blocks = lines.reshape(rows // merge, merge, patch, columns // merge, merge)
+    return np.ascontiguousarray(blocks.transpose(0, 3, 1, 4, 2)).view(np.uint8).reshape(rows * columns, -1)
+
+
 def normalised(
     patches: UInt8[Array, "*P features"], table: Float[Array, "3 256"], patch_dim: int
 ) -> Float[Array, "*P patch_dim"]:

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from models.errors import CheckpointError
 from models.images import number, per_channel, whole_number
-from models.levels import CHANNELS, Levels, level_table
+from models.levels import CHANNELS, Levels, cut, level_table
 
 LONGEST_EDGE = 4096  # transformers' limit, in pixels
 # What this module does to every picture; a checkpoint that asks for something else is refused.
@@ -168,10 +168,8 @@ class TileSettings:
         return [*tiles, _resize(picture, self.tile, self.tile)]
 
     def _patches(self, tile: Image.Image) -> UInt8[np.ndarray, "patches features"]:
-        side, patch = self.side, self.patch_size
-        pixels = np.asarray(tile)[: side * patch, : side * patch]
-        blocks = pixels.reshape(side, patch, side, patch, CHANNELS)
-        return blocks.transpose(0, 2, 1, 3, 4).reshape(side * side, patch * patch * CHANNELS)
+        whole = self.side * self.patch_size
+        return cut(np.asarray(tile)[:whole, :whole], self.patch_size)
 
 
 def _resize(picture: Image.Image, height: int, width: int) -> Image.Image:

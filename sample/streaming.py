@@ -192,7 +192,7 @@ class TokenStream(Iterator[Token]):
 
     def _dispatch(self, r: Request) -> _Ahead:
         begun = time.perf_counter()
-        most = fitting(min(self._pace.steps, self._config.max_new_tokens - self._dispatched))
+        most = min(self._pace.steps, self._config.max_new_tokens - self._dispatched)
         common, reseed = (self._model, self._params), None
         if self._state is None:
             self._state, packed = prefill(*common, *r.arguments, slots=r.slots, top=r.top)
@@ -202,6 +202,7 @@ class TokenStream(Iterator[Token]):
                 *common, self._state, r.sampling, r.top, most
             )
         else:
+            most = fitting(most)
             self._state, packed = decode(*common, self._state, r.sampling, quota_of(most), top=r.top)
         to_host(packed)
         self._dispatched += most

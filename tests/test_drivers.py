@@ -301,16 +301,24 @@ def test_the_next_steps_are_dispatched_before_the_last_are_waited_for(tiny, monk
     assert events == [*first, steps, steps, wait, steps, wait, wait]
 
 
+def recorded_quotas(monkeypatch) -> list[int]:
+    """Of a stream's programs that are to come, as they are dispatched."""
+    quotas, original = [], streaming_module.decode
+
+    def decode(*args, **kwargs):
+        quotas.extend(args[4].tolist())
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(streaming_module, "decode", decode)
+    return quotas
+
+
 def test_the_first_time_that_is_known_says_how_many_steps_fit(tiny, monkeypatch):
     """That of the prompt; the next one, of the first steps, may be four times as many."""
     model, params, _ = tiny()
     times = iter(np.arange(0, 100, 0.002))
     monkeypatch.setattr(streaming_module, "time", SimpleNamespace(perf_counter=lambda: float(next(times))))
-    quotas = []
-    original = streaming_module.decode
-    monkeypatch.setattr(
-        streaming_module, "decode", lambda *a, **k: (quotas.append(int(a[4][0])), original(*a, **k))[1]
-    )
+    quotas = recorded_quotas(monkeypatch)
     cfg = SamplingConfig(max_new_tokens=100)
     assert len(list(sample_streaming(model, params, prompt(), cfg, jax.random.key(0)))) == 100
     assert quotas[:2] == [16, 16]  # 2 ms for one of the prompt, a frame of 33
@@ -324,18 +332,14 @@ def test_a_stream_in_a_gpus_programs_is_sample(tiny, monkeypatch, new_tokens):
     whole = sample(model, params, prompt(), cfg, jax.random.key(0), tokenizer=processor.tokenizer)
     as_on_a_gpu(monkeypatch)
     monkeypatch.setattr(streaming_module, "Pace", lambda: Steady(4))
-    programs = []
-    original = streaming_module.decode
-    monkeypatch.setattr(
-        streaming_module, "decode", lambda *a, **k: (programs.append(a[4].tolist()), original(*a, **k))[1]
-    )
+    quotas = recorded_quotas(monkeypatch)
     stream = sample_streaming(model, params, prompt(), cfg, jax.random.key(0), tokenizer=processor.tokenizer)
     tokens = list(stream)
     assert [t.token_id for t in tokens] == whole.tokens[0].tolist()
     assert "".join(t.text for t in tokens) == whole.texts[0]
     assert stream.finish_reason == whole.finish_reasons[0]
     behind = new_tokens - 1
-    assert programs == [[4]] * (behind // 4) + [[1]] * (behind % 4)
+    assert quotas == [4] * (behind // 4) + [1] * (behind % 4)
 
 
 def test_cancel_ends_before_the_next_token_and_lets_go_of_the_device(tiny):

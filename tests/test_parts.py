@@ -7,7 +7,7 @@ import pytest
 
 from models.decoder import DecoderLayer
 from models.kernels import choice
-from models.kernels.choice import mlp_parts, plain_jax, rows_together
+from models.kernels.choice import at_once, plain_jax
 from tests.test_kernels import config
 
 WIDE = {"hidden_size": 32, "intermediate_size": 1024, "head_dim": 16, "num_attention_heads": 2}
@@ -20,19 +20,19 @@ def few(monkeypatch):
 
 @pytest.mark.parametrize(("tokens", "parts"), [(1, 1), (100, 1), (101, 101), (200, 2), (330, 5), (1024, 16)])
 def test_parts_are_equal_and_no_longer_than_allowed(few, tokens, parts):
-    assert mlp_parts(tokens) == parts
+    assert tokens // at_once(tokens) == parts
 
 
 @pytest.mark.parametrize(
     ("rows", "tokens", "together"), [(1, 160, 1), (4, 160, 1), (4, 50, 2), (6, 33, 3), (5, 33, 1), (4, 25, 4)]
 )
 def test_rows_divide_and_have_no_more_tokens_than_allowed_where_they_can(few, rows, tokens, together):
-    assert rows_together(rows, tokens) == together
+    assert at_once(rows, tokens) == together
 
 
 def test_where_gradients_are_taken_there_is_one_part(few):
     with plain_jax():
-        assert mlp_parts(1024) == 1
+        assert at_once(1024) == 1024
 
 
 def compiled(fused: bool, slots: int | None, **sizes: int):

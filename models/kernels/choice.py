@@ -87,19 +87,13 @@ def multiplies_one_by_one(tokens: int) -> bool:
     return on_cpu() and 1 < tokens <= _FEW_TOKENS
 
 
-def mlp_parts(tokens: int) -> int:
-    """In how many equal parts the tokens of prompts go through an MLP, whose activations are the largest.
+def at_once(rows: int, tokens: int = 1) -> int:
+    """How many rows of so many tokens go through half a layer at once, in equal parts: activations are large.
 
-    In one where gradients are taken, which would keep what each part is made from.
+    All, where gradients are taken, which would keep what each part is made from.
     """
-    if _plain.get():
-        return 1
-    return next(n for n in range(1, tokens + 1) if tokens % n == 0 and tokens // n <= _MANY_TOKENS)
-
-
-def rows_together(rows: int, tokens: int) -> int:
-    """How many rows of prompts go through attention at once, in equal parts, for the same reason."""
-    return next(n for n in range(rows, 0, -1) if rows % n == 0 and (n * tokens <= _MANY_TOKENS or n == 1))
+    most = rows if _plain.get() else max(_MANY_TOKENS // tokens, 1)
+    return next(n for n in range(min(rows, most), 0, -1) if rows % n == 0)
 
 
 def decodes_in_kernels(c: DecoderConfig, x: Float[Array, "B T D"], cache: KVCache) -> bool:
