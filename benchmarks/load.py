@@ -7,15 +7,17 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import httpx
+import uvloop
 
 from serve.rpc import messages
 
+T = TypeVar("T")
 ROOT = Path(__file__).parents[1]
 _LONGEST_START = 300  # seconds; all programs may have to be compiled
 _CALLS = {
@@ -139,19 +141,40 @@ def stream_request(body: dict[str, Any]) -> bytes:
     return http_request("/v1/stream", body)
 
 
+class _Reader(asyncio.Protocol):
+    """Asks for a stream, and looks only for the beginnings of its deltas and for its end."""
+
+    def __init__(self, body: dict[str, Any]) -> None:
+        self.over: asyncio.Future[Read] = asyncio.get_running_loop().create_future()
+        self._request = stream_request(body)
+        self._asked, self._deltas = 0.0, list[float]()
+        self._rest = b""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        self._transport, self._asked = transport, time.perf_counter()
+        transport.write(self._request)
+
+    def data_received(self, data: bytes) -> None:
+        now, kept = time.perf_counter(), self._rest[-20:]
+        self._rest = kept + data
+        self._deltas += [now] * (self._rest.count(b"event: delta") - kept.count(b"event: delta"))
+        if b"event: end" in self._rest or b"event: error" in self._rest:
+            self.over.set_result(Read(self._asked, self._deltas))
+            self._transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self.over.done():
+            self.over.set_exception(exc or RuntimeError(f"the stream broke off: {self._rest[-200:]!r}"))
+
+
 async def read_stream(server: Server, body: dict[str, Any]) -> Read:
-    """A stream of `POST /v1/stream`, by a reader that only looks for the beginnings of deltas."""
-    reader, writer = await asyncio.open_connection(*server.address)
-    asked = time.perf_counter()
-    writer.write(stream_request(body))
-    deltas: list[float] = []
-    rest = b""
-    while b"event: end" not in rest and b"event: error" not in rest:
-        part = await reader.read(65536)
-        if not part:
-            raise RuntimeError(f"the stream broke off: {rest[-200:]!r}")
-        now = time.perf_counter()
-        rest = rest[-20:] + part
-        deltas += [now] * (rest.count(b"event: delta") - rest[:20].count(b"event: delta"))
-    writer.close()
-    return Read(asked, deltas)
+    """A stream of `POST /v1/stream`."""
+    reader = _Reader(body)
+    await asyncio.get_running_loop().create_connection(lambda: reader, *server.address)
+    return await reader.over
+
+
+def reading(streams: Coroutine[Any, Any, T]) -> T:
+    """In a loop that takes little of the cores that the server is on."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(streams)

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from benchmarks.drivers import DRAWN
-from benchmarks.load import Read, Server, read_stream, serving
+from benchmarks.load import Read, Server, read_stream, reading, serving
 from benchmarks.measure import Spread
 from models import load_model
 from models.load import LoadedModel
@@ -93,7 +93,7 @@ def measure(server: Server, loaded: LoadedModel, count: int, tokens: int, repeat
 
     def run(new_tokens: int) -> tuple[list[Read], float]:
         before = server.cpu()
-        return asyncio.run(run_streams(server, count, new_tokens, eos)), server.cpu() - before
+        return reading(run_streams(server, count, new_tokens, eos)), server.cpu() - before
 
     run(FEW)
     runs, costs, peers = [], [], []

@@ -21,7 +21,7 @@ _GROWTH = 4  # from one program to the next, at most
 
 
 class Pace:
-    """Steps per program, for one at least every `seconds`: one at first, then as many as fit.
+    """Steps per program, which then takes about `seconds`: one at first, then the nearest number.
 
     The first time that is known, be it a prompt's, is no shorter than a step's. Later ones may have waited
     for their reader, and so seem shorter than they were: from one of them to the next there are up to four
@@ -43,7 +43,7 @@ class Pace:
     def took(self, seconds: float, steps: int) -> None:
         """A program of so many steps has taken so long."""
         within = self._seconds * steps / seconds if seconds > 0 else STEPS
-        self.steps = fitting(max(1, min(int(within), self._most)))
+        self.steps = fitting(max(1, min(round(within), self._most)))
         self._most = _GROWTH * self.steps
 
 

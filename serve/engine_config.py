@@ -7,6 +7,7 @@ from models.errors import SettingsError
 from models.images import MAX_ASPECT_RATIO
 from models.model import Model
 from sample.config import integer, number
+from sample.pace import FRAME
 
 _MOST = 2**31 - 1
 _LONGEST_SIDE = 8192  # pixels; a picture of every size is made at the start
@@ -27,8 +28,8 @@ class EngineConfig:
         context: prompt and answer of one stream together, in tokens; at most the model's own context.
         chunks: sizes of the pieces in which prompts are fed, ascending, in tokens. Between
             two steps of running streams comes what the largest computes, and no more.
-        burst: seconds in which a program takes as many steps as it can, one at least and on a GPU four at
-            most; while prompts are fed, each takes one.
+        burst: seconds that a program takes about; of steps it has one at least, on a GPU four at most, and
+            one while prompts are fed.
         waiting: streams that may wait for a row.
         pictures: widths and heights of pictures whose programs are compiled before the first stream comes;
             one of another number of patches compiles its own, and running streams wait for that.
@@ -45,7 +46,7 @@ class EngineConfig:
     rows: tuple[int, ...] = (1, 4, 16, 32, 50)
     context: int = 2048
     chunks: tuple[int, ...] = (32, 64, 128)
-    burst: float = 0.02
+    burst: float = FRAME
     waiting: int = 64
     pictures: tuple[tuple[int, int], ...] = _PICTURES
     picture_bytes: int = 256 * 2**20

@@ -110,9 +110,9 @@ class Stream:
     def room(self, in_flight: int) -> int:
         """How many more deltas may be made at once; none while the reader wants none.
 
-        Of all credit half, so that acks come in while the other half is being made.
+        Of all credit a third: as many are being read while one lot is being made, and one is to be.
         """
-        most = max(self._credits.window // 2, 1)
+        most = max(self._credits.window // 3, 1)
         return 0 if self._paused else min(self._credits.room(in_flight), most)
 
     def prefilling(self) -> None:

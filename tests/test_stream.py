@@ -177,9 +177,9 @@ def test_a_lost_double_negative_or_unknown_ack_is_an_error_and_no_credit(wrong):
     assert stream.unacked == 2
 
 
-def test_a_program_takes_half_of_all_credit_at_most():
-    stream, _ = make(StreamRules(max_unacked_chunks=8))
-    assert [stream.room(flying) for flying in (0, 3, 4, 5, 8, 9)] == [4, 4, 4, 3, 0, 0]
+def test_a_program_takes_a_third_of_all_credit_at_most():
+    stream, _ = make(StreamRules(max_unacked_chunks=9))
+    assert [stream.room(flying) for flying in (0, 5, 6, 7, 8, 9, 10)] == [3, 3, 3, 2, 1, 0, 0]
 
 
 def test_credit_that_time_takes_is_missed_too():

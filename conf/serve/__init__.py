@@ -63,8 +63,9 @@ class ServeSettings:
         Range(1, 65536),
     )
     burst_ms: int = number(
-        20,
-        "milliseconds in which a program takes as many steps as it can, on a GPU four at most",
+        33,
+        "milliseconds that a program of steps takes about: the more, the fewer are started, and the more "
+        "tokens come at once",
         "an integer",
         Range(0, 10_000),
     )
