@@ -17,34 +17,32 @@ from sample.logits import SamplingParams
 from sample.step import ROUND, STEPS, DecodeState, decode_step, decode_steps
 
 FRAME = 1 / 30  # seconds: what comes within it is seen as one
-_GROWTH = 4  # from one program to the next, at most
+_GROWTH = 4  # of steps, by a time that may be too short
 
 
 class Pace:
     """Steps per program, which then takes about `seconds`: one at first, then the nearest number.
 
-    The first time that is known, be it a prompt's, is no shorter than a step's. Later ones may have waited
-    for their reader, and so seem shorter than they were: from one of them to the next there are up to four
-    times as many steps.
+    What ran behind another program seems shorter than it was where that one was there before it was waited
+    for: by such a time there are up to four times as many steps as before. A prompt counts as one step.
     """
 
     def __init__(self, seconds: float = FRAME) -> None:
         self._seconds = seconds
         self._arrived = 0.0
-        self._most = STEPS
         self.steps = 1
 
     def arrived(self, now: float, begun: float, steps: int) -> None:
         """A program that was dispatched at `begun` is there; it ran behind the one that came before it."""
         if steps:
-            self.took(now - max(begun, self._arrived), steps)
+            behind = begun < self._arrived
+            self.took(now - max(begun, self._arrived), steps, _GROWTH * self.steps if behind else STEPS)
         self._arrived = now
 
-    def took(self, seconds: float, steps: int) -> None:
-        """A program of so many steps has taken so long."""
-        within = self._seconds * steps / seconds if seconds > 0 else STEPS
-        self.steps = fitting(max(1, min(round(within), self._most)))
-        self._most = _GROWTH * self.steps
+    def took(self, seconds: float, steps: int, most: int) -> None:
+        """A program of so many steps has taken so long; the next one takes no more than `most`."""
+        nearest = round(self._seconds * steps / seconds) if seconds > 0 else STEPS
+        self.steps = fitting(max(1, min(nearest, most)))
 
 
 def programs() -> tuple[int, ...]:

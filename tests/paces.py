@@ -12,7 +12,7 @@ class Steady(Pace):
         super().__init__()
         self.steps = steps
 
-    def took(self, seconds: float, steps: int) -> None:
+    def took(self, seconds: float, steps: int, most: int) -> None:
         pass
 
 

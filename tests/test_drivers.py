@@ -314,7 +314,7 @@ def recorded_quotas(monkeypatch) -> list[int]:
 
 
 def test_the_first_time_that_is_known_says_how_many_steps_fit(tiny, monkeypatch):
-    """That of the prompt; the next one, of the first steps, may be four times as many."""
+    """That of the prompt; the next one is that of the first steps."""
     model, params, _ = tiny()
     times = iter(np.arange(0, 100, 0.002))
     monkeypatch.setattr(streaming_module, "time", SimpleNamespace(perf_counter=lambda: float(next(times))))

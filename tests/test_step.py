@@ -188,24 +188,29 @@ def test_a_gpus_pace_counts_a_step_or_a_round(monkeypatch):
     counted = Pace(0.03)
     steps = []
     for seconds in (0.001, 0.004, 0.031, 0.035, 0.011, 0.0074, 9.0):  # of so many steps as were counted
-        counted.took(seconds, counted.steps)
+        counted.took(seconds, counted.steps, STEPS)
         steps.append(counted.steps)
     assert steps == [ROUND, ROUND, ROUND, 1, 1, ROUND, 1]
     assert [fitting(most) for most in (1, 3, 4, 5, 64)] == [1, 1, 4, 4, 4]
 
 
-def test_a_program_takes_the_nearest_number_of_steps_and_at_most_four_times_as_many_as_before():
-    counted = Pace(0.03)
+def test_a_program_takes_the_nearest_number_of_steps_and_behind_another_four_times_as_many_at_most():
+    counted, now = Pace(0.03), 0.0
     steps = []
     for seconds in (9.0, 0.001, 0.004, 0.016, 0.062, 0.03, 0.25, 0.04, 9.0):
-        counted.took(seconds, counted.steps)  # of so many steps as were counted
+        now += seconds
+        counted.arrived(now, now - seconds - 0.01, counted.steps)
         steps.append(counted.steps)
     assert steps == [1, 4, 16, 30, 15, 15, 2, 2, 1]  # in place of 14.5, 15, 1.8, 1.5
 
 
-def test_the_first_program_tells_at_once_how_many_steps_come_next():
+def test_a_program_that_waited_for_none_tells_at_once_how_many_steps_come_next():
     counted = Pace(0.03)
-    counted.took(0.001, 1)
+    counted.arrived(1.001, 1.0, 1)
     assert counted.steps == 30
-    counted.took(0.001, 30)  # it was there before it was waited for
+    counted.arrived(1.002, 1.0005, 30)  # behind that one: it was there before it was waited for
     assert counted.steps == STEPS
+    counted.arrived(9.0, 2.0, STEPS)
+    assert counted.steps == 1
+    counted.arrived(9.011, 9.01, 1)
+    assert counted.steps == 30
