@@ -32,7 +32,7 @@ from benchmarks.measure import Spread, interleaved
 from models import LoadedModel, load_model
 from sample import SamplingConfig, StreamConfig, TokenStream, prepare_inputs, sample_streaming
 from sample.endless import EndlessCache
-from sample.pace import decode, quota_of
+from sample.pace import decode
 from sample.pictures import Picture
 from sample.step import DecodeState
 
@@ -60,7 +60,7 @@ class Declared(EndlessCache):
             reseed = self._renewed(0)
             state, most = _declared(state, np.int32(self.plan.anchor + reseed.tail - 1)), 1
         most = min(most, self.plan.context - self.filled)
-        state, packed = decode(model, params, state, sampling, quota_of(most), top=top)
+        state, packed = decode(model, params, state, sampling, (most,), top=top)
         self.total += most
         return state, packed, most, reseed
 

@@ -16,7 +16,7 @@ from models.decoder import VisionEmbeddings
 from models.errors import SettingsError
 from models.model import Model
 from sample.logits import SamplingParams
-from sample.pace import decode, fitting, quota_of
+from sample.pace import decode, fitting
 from sample.reseed import clear_and_reseed, shift_tail
 from sample.stats import Reseed
 from sample.step import DecodeState, Prompt
@@ -166,7 +166,7 @@ class EndlessCache:
             state, most = shift_tail(model, state, *arrays), 1  # whose pause is that of one token
         if self.filled < self.plan.context:
             most = fitting(min(most, self.plan.context - self.filled, self._longest))
-            state, packed = decode(model, params, state, sampling, quota_of(most), top=top)
+            state, packed = decode(model, params, state, sampling, (most,), top=top)
         else:
             most = 1
             sinks, summary = self._sinks_and_summary()

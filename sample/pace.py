@@ -17,6 +17,7 @@ from sample.logits import SamplingParams
 from sample.step import ROUND, STEPS, DecodeState, decode_step, decode_steps
 
 FRAME = 1 / 30  # seconds: what comes within it is seen as one
+PROMPT = 4  # steps that take no longer than a prompt
 _GROWTH = 4  # of steps, by a time that may be too short
 
 
@@ -24,7 +25,8 @@ class Pace:
     """Steps per program, which then takes about `seconds`: one at first, then the nearest number.
 
     What ran behind another program seems shorter than it was where that one was there before it was waited
-    for: by such a time there are up to four times as many steps as before. A prompt counts as one step.
+    for: by such a time there are up to four times as many steps as before. A prompt counts as `PROMPT` steps,
+    though a short one takes hardly longer than one: what follows it may then be late, once.
     """
 
     def __init__(self, seconds: float = FRAME) -> None:
@@ -60,25 +62,25 @@ def decode(
     params: Any,
     state: DecodeState,
     sampling: SamplingParams,
-    quota: Int[np.ndarray, "B"],
+    quota: tuple[int, ...],
     *,
     top: int,
 ) -> tuple[DecodeState, Int[Array, "..."]]:
     """The program that a `Pace` counts steps for: `decode_steps`; on a GPU of a `ROUND`, or a `decode_step`.
 
     Args:
-        quota: as in `decode_steps`; the largest is `fitting`.
+        quota: of each row, as in `decode_steps`; the largest is `fitting`.
 
     Returns:
         The state, and what `unpack_taken` takes.
     """
-    steps = int(quota.max())
+    steps = max(quota)
     assert steps == fitting(steps), "more steps were counted than a program takes"
     if on_cpu() or steps > 1:
-        one = len(quota) == 1  # a stream, which shall leave nothing behind
-        rows = jax.device_put(quota) if one else _on_device(tuple(quota.tolist()))
-        return decode_steps(model, params, state, sampling, rows, top=top, most=STEPS if on_cpu() else ROUND)
-    return decode_step(model, params, state, sampling, quota > 0 if len(quota) > 1 else None, top=top)
+        most = STEPS if on_cpu() else ROUND
+        return decode_steps(model, params, state, sampling, on_device(quota), top=top, most=most)
+    live = np.array(quota) > 0 if len(quota) > 1 else None
+    return decode_step(model, params, state, sampling, live, top=top)
 
 
 def to_host(packed: Int[Array, "..."]) -> None:
@@ -87,12 +89,7 @@ def to_host(packed: Int[Array, "..."]) -> None:
         packed.copy_to_host_async()
 
 
-@lru_cache(64)
-def _on_device(quota: tuple[int, ...]) -> Int[Array, "B"]:
+@lru_cache(2 * STEPS)
+def on_device(quota: tuple[int, ...]) -> Int[Array, "B"]:
     """The same few come again and again; the way to the device costs half of what a program's start does."""
     return jax.device_put(np.array(quota, np.int32))
-
-
-def quota_of(steps: int) -> Int[np.ndarray, "1"]:
-    """That of `decode` for one row."""
-    return np.array([steps], np.int32)

@@ -15,7 +15,7 @@ from sample.config import SamplingConfig
 from sample.endless import EndlessCache
 from sample.inputs import VLMInputs
 from sample.outcome import Alternatives, FinishReason, alternatives, finish_reason
-from sample.pace import Pace, decode, fitting, quota_of, to_host
+from sample.pace import PROMPT, Pace, decode, fitting, to_host
 from sample.perplexity import PerplexityTracker
 from sample.request import Request, make_request
 from sample.stats import Reseed, StreamStats
@@ -185,7 +185,7 @@ class TokenStream(Iterator[Token]):
                 self._failure = error
         output = unpack_taken(np.asarray(ahead.packed))
         now = time.perf_counter()
-        self._pace.arrived(now, ahead.begun, len(output.token))
+        self._pace.arrived(now, ahead.begun, len(output.token) if self.stats.new_tokens else PROMPT)
         reseed = ahead.reseed and ahead.reseed._replace(pause=now - entered)
         for i, step in enumerate(one_by_one(output)):
             yield _Made(step, None if i else reseed)
@@ -203,7 +203,7 @@ class TokenStream(Iterator[Token]):
             )
         else:
             most = fitting(most)
-            self._state, packed = decode(*common, self._state, r.sampling, quota_of(most), top=r.top)
+            self._state, packed = decode(*common, self._state, r.sampling, (most,), top=r.top)
         to_host(packed)
         self._dispatched += most
         return _Ahead(packed, reseed, begun)

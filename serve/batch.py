@@ -138,14 +138,14 @@ class Batch:
         if not any(room):
             return None
         steps = fitting(min(most, max(room)))
-        quota = [min(steps, r) for r in room]
+        quota = tuple(min(steps, r) for r in room)
         begun = time.perf_counter()
         owners = [(row, job) for row, job in enumerate(self._jobs) if job is not None and quota[row]]
         model, params = self._device.model, self._device.params
         configs = [job.config for _, job in owners]
         top = self._device.top(any(config.top_logprobs for config in configs))
         sampling = self._rows.sampling._replace(wanted=Wanted.noise_or_all(configs))
-        state, packed = decode(model, params, self._rows.state, sampling, np.array(quota, np.int32), top=top)
+        state, packed = decode(model, params, self._rows.state, sampling, quota, top=top)
         self._rows = self._rows._replace(state=state)
         for row, job in owners:
             job.stepped(quota[row])

@@ -27,7 +27,7 @@ from models.load import LoadedModel
 from models.qwen3_vl import Qwen3VL
 from sample import SamplingConfig, StreamConfig, prepare_inputs, sample, sample_streaming
 from sample.inputs import VLMInputs
-from sample.pace import quota_of
+from sample.pace import on_device
 from sample.request import make_request
 from sample.step import NOT_TAKEN, ROUND, decode_step, decode_steps, prefill, prefill_chunk, unpack
 from tests import test_parity, test_smolvlm_parity, tiny_smolvlm
@@ -432,7 +432,7 @@ def test_the_cache_is_aliased_and_a_program_waits_for_nothing(bfloat16, pace, pr
     if pace == 1:
         lowered = decode_step.lower(*arguments, top=0)
     else:
-        lowered = decode_steps.lower(*arguments, quota_of(pace), top=0, most=pace)
+        lowered = decode_steps.lower(*arguments, on_device((pace,)), top=0, most=pace)
     compiled = lowered.compile()
     cache = sum(buffer.nbytes for buffer in jax.tree.leaves(state.cache))
     memory = compiled.memory_analysis()

@@ -145,11 +145,11 @@ def test_a_prompt_in_chunks_gives_the_first_token_of_a_prefill(tiny, size):
 
 def test_a_gpus_program_is_one_step_or_a_round_of_the_rows_with_a_quota(tiny, monkeypatch):
     model, params, _ = tiny()
-    quotas = [np.array(quota, np.int32) for quota in ([1, 0], [ROUND, 0], [2, ROUND])]
+    quotas = ((1, 0), (ROUND, 0), (2, ROUND))
     looped = []
     for quota in quotas:
         r, state, _ = started(tiny, 2)
-        looped.append(decode_steps(model, params, state, r.sampling, quota, top=0)[1])
+        looped.append(decode_steps(model, params, state, r.sampling, np.array(quota), top=0)[1])
     as_on_a_gpu(monkeypatch)
     for quota, wanted in zip(quotas, looped, strict=True):
         r, state, _ = started(tiny, 2)
