@@ -4,7 +4,7 @@ A step's start costs the host the same whatever the step does: with a small mode
 GPU's host starts a step while the one before it runs, but needs as long for that as a small model's step.
 """
 
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import jax
@@ -89,7 +89,17 @@ def to_host(packed: Int[Array, "..."]) -> None:
         packed.copy_to_host_async()
 
 
-@lru_cache(2 * STEPS)
 def on_device(quota: tuple[int, ...]) -> Int[Array, "B"]:
     """The same few come again and again; the way to the device costs half of what a program's start does."""
+    return _of_one_row()[quota[0]] if len(quota) == 1 else _of_rows(quota)
+
+
+@cache
+def _of_one_row() -> list[Int[Array, "1"]]:
+    """All at once, so that nothing grows behind a stream that does not end."""
+    return jax.device_put([np.array([steps], np.int32) for steps in range(STEPS + 1)])
+
+
+@lru_cache(64)
+def _of_rows(quota: tuple[int, ...]) -> Int[Array, "B"]:
     return jax.device_put(np.array(quota, np.int32))
