@@ -7,17 +7,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import httpx
 import uvloop
 
 from serve.rpc import messages
 
-T = TypeVar("T")
 ROOT = Path(__file__).parents[1]
 _LONGEST_START = 300  # seconds; all programs may have to be compiled
 _CALLS = {
@@ -167,14 +166,16 @@ class _Reader(asyncio.Protocol):
             self.over.set_exception(exc or RuntimeError(f"the stream broke off: {self._rest[-200:]!r}"))
 
 
-async def read_stream(server: Server, body: dict[str, Any]) -> Read:
-    """A stream of `POST /v1/stream`."""
-    reader = _Reader(body)
-    await asyncio.get_running_loop().create_connection(lambda: reader, *server.address)
-    return await reader.over
+def read_streams(server: Server, bodies: Iterable[dict[str, Any]]) -> list[Read]:
+    """Streams of `POST /v1/stream`, all at once, in a loop that takes little of the server's cores."""
 
+    async def read(body: dict[str, Any]) -> Read:
+        reader = _Reader(body)
+        await asyncio.get_running_loop().create_connection(lambda: reader, *server.address)
+        return await reader.over
 
-def reading(streams: Coroutine[Any, Any, T]) -> T:
-    """In a loop that takes little of the cores that the server is on."""
+    async def read_all() -> list[Read]:
+        return await asyncio.gather(*map(read, bodies))
+
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(streams)
+        return runner.run(read_all())

@@ -10,7 +10,6 @@ the machine: on a CPU, where both compute on the same threads, that is all but t
 """
 
 import argparse
-import asyncio
 import time
 from typing import Any, NamedTuple
 
@@ -18,7 +17,7 @@ import jax
 import numpy as np
 
 from benchmarks.drivers import DRAWN
-from benchmarks.load import Read, Server, read_stream, reading, serving
+from benchmarks.load import Read, Server, read_streams, serving
 from benchmarks.measure import Spread
 from models import load_model
 from models.load import LoadedModel
@@ -47,8 +46,8 @@ def body(tokens: int, seed: int, eos: tuple[int, ...]) -> dict[str, Any]:
     }
 
 
-async def run_streams(server: Server, count: int, tokens: int, eos: tuple[int, ...]) -> list[Read]:
-    return await asyncio.gather(*(read_stream(server, body(tokens, n, eos)) for n in range(count)))
+def run_streams(server: Server, count: int, tokens: int, eos: tuple[int, ...]) -> list[Read]:
+    return read_streams(server, [body(tokens, n, eos) for n in range(count)])
 
 
 def figures(reads: list[Read]) -> Figures:
@@ -93,7 +92,7 @@ def measure(server: Server, loaded: LoadedModel, count: int, tokens: int, repeat
 
     def run(new_tokens: int) -> tuple[list[Read], float]:
         before = server.cpu()
-        return reading(run_streams(server, count, new_tokens, eos)), server.cpu() - before
+        return run_streams(server, count, new_tokens, eos), server.cpu() - before
 
     run(FEW)
     runs, costs, peers = [], [], []

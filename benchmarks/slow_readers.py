@@ -8,7 +8,6 @@ all neighbours' gaps between tokens; the ratio is told with its spread over the 
 """
 
 import argparse
-import asyncio
 import json
 import socket
 import time
@@ -20,7 +19,7 @@ import grpc
 import numpy as np
 from websockets.sync.client import connect
 
-from benchmarks.load import Read, Server, read_stream, rpc_call, serving, stream_request
+from benchmarks.load import Read, Server, read_streams, rpc_call, serving, stream_request
 from benchmarks.measure import Spread
 from models import load_model
 from serve.rpc import messages
@@ -71,9 +70,9 @@ READERS: dict[str, Callable[[Server], AbstractContextManager[Any]]] = {
 }
 
 
-async def _neighbours(server: Server, count: int, tokens: int, eos: dict[int, float]) -> list[Read]:
+def _neighbours(server: Server, count: int, tokens: int, eos: dict[int, float]) -> list[Read]:
     body = _BODY | {"max_tokens": tokens, "logit_bias": eos}
-    return await asyncio.gather(*(read_stream(server, body | {"seed": n}) for n in range(count)))
+    return read_streams(server, [body | {"seed": n} for n in range(count)])
 
 
 def _until_stalled(server: Server) -> None:
@@ -97,10 +96,10 @@ def measure(
     """The neighbours' p99, in seconds: alone, and beside the reader that does not read."""
     alone, beside = [], []
     for _ in range(repeats):
-        alone.append(p99(asyncio.run(_neighbours(server, count, tokens, eos))))
+        alone.append(p99(_neighbours(server, count, tokens, eos)))
         with reader(server):
             _until_stalled(server)
-            beside.append(p99(asyncio.run(_neighbours(server, count, tokens, eos))))
+            beside.append(p99(_neighbours(server, count, tokens, eos)))
     return np.array(alone), np.array(beside)
 
 
