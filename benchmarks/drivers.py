@@ -74,8 +74,8 @@ def _batch_streaming(subject: Subject, tokens: np.ndarray, config: SamplingConfi
     begun = arrived = time.perf_counter()
     while made < steps:
         waited, quota = ahead, (pace.steps,) * len(state.token)
-        state, ahead = decode(model, params, state, r.sampling, quota, top=r.top)
-        to_host(ahead)
+        state, packed = decode(model, params, state, r.sampling, quota, top=r.top)
+        ahead = to_host(packed)
         if waited is not None:
             taken, arrived = len(unpack_taken(np.asarray(waited)).token), time.perf_counter()
             pace.arrived(arrived, begun, taken)

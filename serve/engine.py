@@ -237,8 +237,8 @@ class Engine:
 
     def _send(self, output: Output | None) -> None:
         if output is not None:
-            to_host(output.packed)
-            self._ahead.append(output)
+            packed = to_host(output.packed, behind_prompt=not output.steps)
+            self._ahead.append(output._replace(packed=packed))
 
     def _hand_over(self, outputs: list[Output]) -> RuntimeError | None:
         try:
