@@ -34,6 +34,7 @@ from models.vision import encode_packed, encode_vision
 from sample import SamplingConfig, VLMInputs, make_request, sample_streaming
 from sample.pictures import open_picture
 from sample.step import prefill, unpack
+from sample.streaming import TokenStream
 
 _TOTAL = "total"
 
@@ -90,7 +91,7 @@ def ways(what: Subject, file: bytes, text: int) -> dict[str, Callable[[], Any]]:
     tokens = prompt_ids(what, int(model.picture_tokens(grid).sum()), text)
 
     def packed() -> tuple[Any, Any, Any]:
-        return *model.pack_pictures(pixels.patches, grid.astype(np.int64)), pixels.table
+        return *model.pack_pictures(pixels.pixels, grid.astype(np.int64)), pixels.table
 
     on_host = packed()
     on_device = jax.block_until_ready(jax.device_put(on_host))
@@ -100,10 +101,11 @@ def ways(what: Subject, file: bytes, text: int) -> dict[str, Callable[[], Any]]:
     def inputs(embeddings: Any) -> VLMInputs:
         return VLMInputs(tokens, embeddings, grid, model.image_pad_id)
 
-    def total() -> int:
+    def total() -> TokenStream:
         seen = encode_vision(model, params, *patches())
-        with sample_streaming(model, params, inputs(seen), config, key, tokenizer=what.tokenizer) as stream:
-            return next(stream).token_id
+        stream = sample_streaming(model, params, inputs(seen), config, key, tokenizer=what.tokenizer)
+        next(stream)
+        return stream  # whose end is not of the way to its first token
 
     def first() -> int:
         r = make_request(model, inputs(vision), config, key)

@@ -10,7 +10,8 @@ from jaxtyping import Float32, Int32, UInt8
 from PIL import Image
 
 from models.errors import CheckpointError, InputError
-from models.levels import CHANNELS, Levels, cut, level_table
+from models.levels import CHANNELS, Levels, cut, level_table, values
+from models.pixels import STORED, stored_pixels
 
 MAX_ASPECT_RATIO = 200
 # What this module does to every picture; a checkpoint that asks for something else is refused.
@@ -167,26 +168,31 @@ def preprocess(
     Raises InputError for an aspect ratio above MAX_ASPECT_RATIO.
     """
     found, grids = levels(pictures, settings)
-    return found.values(settings.temporal_patch_size), grids
+    size, parts, begun = settings.patch_size, [found.pixels[:0]], 0
+    for _, rows, columns in grids.tolist():
+        own = found.pixels[begun : begun + rows * columns].reshape(rows * size, columns * size, STORED)
+        parts.append(cut(own, size, settings.merge_size))
+        begun += rows * columns
+    return values(np.concatenate(parts), found.table, settings.temporal_patch_size), grids
 
 
 def levels(
     pictures: Sequence[Image.Image], settings: ImageSettings
 ) -> tuple[Levels, Int32[np.ndarray, "pictures 3"]]:
-    """`preprocess`, to where only the device's part is left: a patch is one frame, (row, column, channel)."""
+    """`preprocess`, to where only the device's part is left: resized pictures, to be cut as the grids say."""
     grids = np.array([picture_grid(picture, settings) for picture in pictures], np.int32).reshape(-1, 3)
     parts = [
-        _pixel_patches(picture, int(rows), int(columns), settings)
-        for picture, (_, rows, columns) in zip(pictures, grids, strict=True)
+        _pixels(picture, rows, columns, settings)
+        for picture, (_, rows, columns) in zip(pictures, grids.tolist(), strict=True)
     ]
-    none = np.zeros((0, CHANNELS * settings.patch_size**2), np.uint8)
-    patches = parts[0] if len(parts) == 1 else np.concatenate([none, *parts])
-    return Levels(patches, level_table(settings.mean, settings.std, settings.rescale_factor)), grids
+    none = np.zeros((0, STORED * settings.patch_size**2), np.uint8)
+    pixels = parts[0] if len(parts) == 1 else np.concatenate([none, *parts])
+    return Levels(pixels, level_table(settings.mean, settings.std, settings.rescale_factor)), grids
 
 
-def _pixel_patches(
+def _pixels(
     picture: Image.Image, rows: int, columns: int, settings: ImageSettings
 ) -> UInt8[np.ndarray, "patches features"]:
     size = (columns * settings.patch_size, rows * settings.patch_size)
     resized = picture if picture.size == size else picture.resize(size, Image.Resampling.BICUBIC)
-    return cut(np.asarray(resized), settings.patch_size, settings.merge_size)
+    return stored_pixels(resized).reshape(rows * columns, -1)

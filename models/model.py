@@ -5,12 +5,13 @@ from typing import Any, ClassVar
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, UInt8
 
 from models.blocks import Linear
 from models.cache import KVCache, shift_slots
 from models.decoder import Decoder, VisionEmbeddings
 from models.errors import InputError
+from models.pixels import STORED
 
 
 class Model(nn.Module):
@@ -134,13 +135,17 @@ class Model(nn.Module):
         """The arguments of `encode_vision`, padded to a bucket, on the host.
 
         Args:
-            pixel_values: `[patches, patch_dim]`, flat normalised patches of all pictures; or their levels,
-                where `patch_dim` is without the frames.
+            pixel_values: `[patches, patch_dim]`, flat normalised patches of all pictures; or the pixels of
+                `Levels`.
             grid_thw: `[pictures, 3]` in patches; whole numbers from 1 up, at least one picture.
 
         Raises:
             InputError: sizes that the tower cannot take, or patches that do not match them.
         """
+        raise NotImplementedError
+
+    def cut_pictures(self, pixels: UInt8[Array, "*P features"], layout: Any) -> UInt8[Array, "*P features"]:
+        """What `pack_pictures` made of `Levels`, on the device, to patches, each (row, column, channel)."""
         raise NotImplementedError
 
     def encode_vision(self, pixel_values: Array, layout: Any) -> VisionEmbeddings:
@@ -215,9 +220,9 @@ def image_rows(tokens: Int[Array, "B T"], image_pad_id: int, vision: VisionEmbed
     return jnp.where(seen, jnp.minimum(order, vision.embeddings.shape[0] - 1), -1)
 
 
-def check_patches(pixel_values: np.ndarray, grid_thw: np.ndarray, patch_dim: int, frames: int = 1) -> None:
+def check_patches(pixel_values: np.ndarray, grid_thw: np.ndarray, vision: Any) -> None:
     """Raises InputError where the patches are not as many and as large as the grids need."""
-    features = patch_dim // frames if pixel_values.dtype == np.uint8 else patch_dim
+    features = STORED * vision.patch_size**2 if pixel_values.dtype == np.uint8 else vision.patch_dim
     needed = [int(grid_thw.prod(1).sum()), features]
     if list(pixel_values.shape) != needed:
         raise InputError(

@@ -4,12 +4,14 @@ Source: transformers 5.23, `modeling_qwen3_vl.py`; Qwen3-VL technical report (ar
 DeepStack (arXiv:2406.04334). Parameter names follow the checkpoint's.
 """
 
+from functools import lru_cache
 from typing import Any, ClassVar
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, UInt8
 
 from models.attention import segment_attention
 from models.blocks import Embedding, LayerNorm, Linear
@@ -18,6 +20,7 @@ from models.config import Qwen3VLConfig, VisionConfig
 from models.decoder import Decoder, VisionEmbeddings
 from models.errors import InputError
 from models.model import Model, check_patches
+from models.pixels import STORED
 from models.qwen3_vl_layout import VisionLayout, prompt_positions, vision_layout
 from models.rope import axial_angles, mrope_angles, rotate
 
@@ -90,7 +93,7 @@ class VisionTower(nn.Module):
     @nn.compact
     def __call__(self, pixel_values: Float[Array, "P patch_dim"], layout: VisionLayout) -> VisionEmbeddings:
         c = self.config
-        taps, tap_weights, coordinates, ends = map(jnp.asarray, layout)
+        taps, tap_weights, coordinates, ends, _ = map(jnp.asarray, layout)
         table = Embedding(c.num_position_embeddings, c.hidden_size, name="pos_embed")
         places = (table(taps).astype(jnp.float32) * tap_weights[..., None]).sum(1)
         x = PatchEmbed(c, name="patch_embed")(pixel_values.astype(self.dtype)) + places.astype(self.dtype)
@@ -150,14 +153,25 @@ class Qwen3VL(Model):
     ) -> tuple[np.ndarray, VisionLayout]:
         """Pictures of any sizes behind one another, each in merge-block order."""
         vision, patches = self.config.vision, int(grid_thw.prod(1).sum())
-        check_patches(pixel_values, grid_thw, vision.patch_dim, vision.temporal_patch_size)
+        check_patches(pixel_values, grid_thw, vision)
         if (grid_thw[:, 1:] % vision.spatial_merge_size).any():
             raise InputError(
                 f"grid_thw: {grid_thw.tolist()}; rows and columns must divide by {vision.spatial_merge_size}"
             )
         padding = bucket(patches, _FEWEST_PATCHES) - patches
         padded = np.pad(pixel_values, ((0, padding), (0, 0))) if padding else pixel_values
-        return padded, self.vision_layout(grid_thw, len(padded))
+        return padded, _kept_layout(vision, tuple(map(tuple, grid_thw.tolist())), len(padded))
+
+    def cut_pictures(
+        self, pixels: UInt8[Array, "P features"], layout: VisionLayout
+    ) -> UInt8[Array, "P features"]:
+        """By the layout, so that the program depends on lengths alone."""
+        _, _, (rows, columns), ends, widths = (jnp.asarray(part.T) for part in layout)
+        frame = jnp.minimum((jnp.arange(len(pixels))[:, None] >= ends).sum(1), len(ends) - 1)
+        before, width, size = jnp.append(0, ends)[frame], widths[frame], self.config.vision.patch_size
+        first = (before + rows * width) * size + columns  # of the patch's lines, each of so many pixels
+        lines = pixels.reshape(-1, size * STORED)
+        return lines[first[:, None] + width[:, None] * jnp.arange(size)].reshape(pixels.shape)
 
     def encode_vision(
         self, pixel_values: Float[Array, "P patch_dim"], layout: VisionLayout
@@ -169,3 +183,9 @@ class Qwen3VL(Model):
         side = self.config.vision.spatial_merge_size
         pixels = jnp.zeros((side * side, self.config.vision.patch_dim))
         return pixels, self.vision_layout(np.array([[1, side, side]]))
+
+
+@lru_cache(maxsize=16)
+def _kept_layout(config: VisionConfig, grids: tuple[tuple[int, ...], ...], patches: int) -> VisionLayout:
+    """On the device, which takes as long to be handed it as a picture: few sizes come again and again."""
+    return jax.device_put(vision_layout(config, np.array(grids), patches))

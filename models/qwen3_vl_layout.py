@@ -19,8 +19,9 @@ class VisionLayout(NamedTuple):
 
     taps: Int[Array | np.ndarray, "P 4"]  # rows of the learned position table, and how they mix
     tap_weights: Float[Array | np.ndarray, "P 4"]
-    coordinates: Int[Array | np.ndarray, "P 2"]  # (row, column) for RoPE
+    coordinates: Int[Array | np.ndarray, "P 2"]  # (row, column)
     ends: Int[Array | np.ndarray, "F"]  # the number behind each frame's last patch; the last one repeated
+    columns: Int[Array | np.ndarray, "F"]  # of each frame
 
 
 def vision_layout(config: VisionConfig, grid_thw: np.ndarray, padded_to: int | None = None) -> VisionLayout:
@@ -30,11 +31,12 @@ def vision_layout(config: VisionConfig, grid_thw: np.ndarray, padded_to: int | N
         grid_thw: `[pictures, 3]`, frames, rows and columns of patches.
         padded_to: total number of patches after padding.
     """
-    parts, ends = [], [0]
+    parts, ends, columns = [], [0], []
     side = int(config.num_position_embeddings**0.5)
     for t, h, w in np.asarray(grid_thw).reshape(-1, 3).tolist():
         parts += [_frame(h, w, config.spatial_merge_size, side)] * t  # frames of a clip share their positions
         ends += [ends[-1] + h * w * (frame + 1) for frame in range(t)]
+        columns += [w] * t
     size = ends[-1] if padded_to is None else padded_to
 
     def joined(frames: tuple[np.ndarray, ...]) -> np.ndarray:
@@ -42,9 +44,11 @@ def vision_layout(config: VisionConfig, grid_thw: np.ndarray, padded_to: int | N
         np.concatenate(frames, out=whole[: ends[-1]])
         return whole
 
-    repeated = ends[1:] + [ends[-1]] * (bucket(len(ends) - 1, 1) - len(ends) + 1)
+    def repeated(frames: list[int]) -> np.ndarray:
+        return np.array(frames + frames[-1:] * (bucket(len(frames), 1) - len(frames)), np.int32)
+
     taps, weights, coordinates = map(joined, zip(*parts, strict=True))
-    return VisionLayout(taps, weights, coordinates, np.array(repeated, np.int32))
+    return VisionLayout(taps, weights, coordinates, repeated(ends[1:]), repeated(columns))
 
 
 @lru_cache(maxsize=16)

@@ -4,19 +4,23 @@ Source: transformers 5.23, `modeling_smolvlm.py`; SmolVLM (arXiv:2504.05299); Si
 pixel shuffle as in Idefics3 (arXiv:2408.12637). Parameter names follow the checkpoint's.
 """
 
+from functools import partial
 from typing import Any, ClassVar
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, UInt8
 
 from models.attention import full_attention
 from models.blocks import Embedding, LayerNorm, Linear
 from models.buckets import bucket
 from models.decoder import Decoder, VisionEmbeddings
 from models.errors import InputError
+from models.levels import cut
 from models.model import Model, check_patches
+from models.pixels import STORED
 from models.rope import rope_angles
 from models.smolvlm_config import SmolVLMConfig, VisionConfig
 
@@ -170,16 +174,23 @@ class SmolVLM(Model):
     ) -> tuple[np.ndarray, Int[np.ndarray, "P"]]:
         """Tiles, square and of one size; the tower's program depends on how many and how large they are."""
         vision, scale = self.config.vision, self.config.scale_factor
-        check_patches(pixel_values, grid_thw, vision.patch_dim)
+        check_patches(pixel_values, grid_thw, vision)
         side = int(grid_thw[0, 1])
         if (grid_thw != [1, side, side]).any() or side % scale:
             raise InputError(
                 f"grid_thw: {grid_thw.tolist()}; allowed: tiles [1, side, side], all alike,"
                 f" side a multiple of {scale}"
             )
-        tiles = pixel_values.reshape(len(grid_thw), side * side, vision.patch_dim)
+        tiles = pixel_values.reshape(len(grid_thw), side * side, -1)
         padding = bucket(len(tiles), 1) - len(tiles)
         return np.pad(tiles, ((0, padding), (0, 0), (0, 0))), tile_places(side, vision.grid_side)
+
+    def cut_pictures(
+        self, pixels: UInt8[Array, "N P features"], layout: Int[Array, "P"]
+    ) -> UInt8[Array, "N P features"]:
+        size = self.config.vision.patch_size
+        whole = size * round(pixels.shape[1] ** 0.5)
+        return jax.vmap(partial(cut, patch=size))(pixels.reshape(-1, whole, whole, STORED))
 
     def encode_vision(
         self, pixel_values: Float[Array, "N P patch_dim"], layout: Int[Array, "P"]

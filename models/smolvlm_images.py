@@ -16,7 +16,8 @@ from transformers import PreTrainedTokenizerFast
 
 from models.errors import CheckpointError
 from models.images import number, per_channel, whole_number
-from models.levels import CHANNELS, Levels, cut, level_table
+from models.levels import Levels, cut, level_table, values
+from models.pixels import STORED, stored_pixels
 
 LONGEST_EDGE = 4096  # transformers' limit, in pixels
 # What this module does to every picture; a checkpoint that asks for something else is refused.
@@ -122,13 +123,16 @@ class TileSettings:
         (1, side, side) in patches: all the same.
         """
         found, grids = self.levels(pictures)
-        return found.values(1), grids
+        whole = self.side * self.patch_size
+        tiles = found.pixels.reshape(len(grids), whole, whole, STORED)
+        patches = [found.pixels[:0], *(cut(tile, self.patch_size) for tile in tiles)]
+        return values(np.concatenate(patches), found.table, 1), grids
 
     def levels(self, pictures: Sequence[Image.Image]) -> tuple[Levels, Int32[np.ndarray, "tiles 3"]]:
-        """`preprocess`, to where only the device's part is left: a patch is (row, column, channel)."""
-        tiles = [self._patches(tile) for picture in pictures for tile in self._tiles(picture)]
+        """`preprocess`, to where only the device's part is left: the tiles, still to be cut into patches."""
+        tiles = [self._pixels(tile) for picture in pictures for tile in self._tiles(picture)]
         grids = np.tile(np.array([1, self.side, self.side], np.int32), (len(tiles), 1))
-        none = np.zeros((0, CHANNELS * self.patch_size**2), np.uint8)
+        none = np.zeros((0, STORED * self.patch_size**2), np.uint8)
         table = level_table(self.mean, self.std, self.rescale_factor)
         return Levels(np.concatenate([none, *tiles]), table), grids
 
@@ -167,9 +171,9 @@ class TileSettings:
         tiles = [picture.crop((x, y, x + self.tile, y + self.tile)) for x, y in corners]
         return [*tiles, _resize(picture, self.tile, self.tile)]
 
-    def _patches(self, tile: Image.Image) -> UInt8[np.ndarray, "patches features"]:
+    def _pixels(self, tile: Image.Image) -> UInt8[np.ndarray, "patches features"]:
         whole = self.side * self.patch_size
-        return cut(np.asarray(tile)[:whole, :whole], self.patch_size)
+        return stored_pixels(tile)[:whole, :whole].reshape(self.side**2, -1)
 
 
 def _resize(picture: Image.Image, height: int, width: int) -> Image.Image:

@@ -46,7 +46,11 @@ def encode_vision(
     )
     turns = _turns(patches, grid.astype(np.int64))
     params = model.vision_params(params)
-    parts = [encode_packed(model, params, *model.pack_pictures(*turn), table) for turn in turns]
+    parts = []
+    for turn in turns:
+        pixels, layout = model.pack_pictures(*turn)
+        # On its way while the other arguments are looked at.
+        parts.append(encode_packed(model, params, jax.device_put(pixels), layout, table))
     if len(parts) == 1:
         return parts[0]
     tokens = [int(model.picture_tokens(turn_grid).sum()) for _, turn_grid in turns]
@@ -89,7 +93,8 @@ def _rows_of(parts: list[VisionEmbeddings], rows: Int[Array, "M"]) -> VisionEmbe
 def encode_packed(
     model: Model, params: Any, pixel_values: Array, layout: Any, table: Array | None = None
 ) -> VisionEmbeddings:
-    """`encode_vision` of what `pack_pictures` made; with the `table` of `Levels`, of their levels."""
+    """`encode_vision` of what `pack_pictures` made; with the `table` of `Levels`, of their pixels."""
     if table is not None:
-        pixel_values = normalised(pixel_values, table, model.config.vision.patch_dim)
+        patches = model.cut_pictures(pixel_values, layout)
+        pixel_values = normalised(patches, table, model.config.vision.patch_dim)
     return model.call("encode_vision", params, pixel_values, layout)

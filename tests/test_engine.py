@@ -512,7 +512,7 @@ def test_pictures_of_any_size_have_their_programs_before_the_first_stream():
 
     def padded(width: int, height: int) -> int:
         found, grid = processor.images.levels([Image.new("RGB", (width, height))])
-        return len(model.pack_pictures(found.patches, grid)[0])
+        return len(model.pack_pictures(found.pixels, grid)[0])
 
     warm = {padded(*size) for size in EngineConfig().pictures}
     sides = range(64, 1100, 97)

@@ -1,5 +1,6 @@
 """Preprocessing equals transformers' PIL backend to the last bit, and says what it cannot do."""
 
+import gc
 import json
 from pathlib import Path
 
@@ -12,9 +13,11 @@ from models import vision as vision_module
 from models.buckets import bucket
 from models.errors import CheckpointError, InputError
 from models.images import ImageSettings, levels, picture_grid, preprocess, smart_resize
-from models.levels import normalised
+from models.levels import cut, normalised, values
+from models.pixels import stored_pixels
 from models.vision import _ends_of_turns, encode_vision
 from tests.golden.images.make import QWEN2, QWEN3, SETTINGS, SIZES, digest, picture
+from tests.patches import device_patches
 
 GOLDEN = json.loads((Path(__file__).parent / "golden/images/pixels.json").read_text())
 
@@ -151,55 +154,86 @@ def test_impossible_settings_are_named(changes, message):
 @pytest.mark.parametrize("frames", [1, 2])
 def test_the_device_makes_the_same_values_of_levels(frames):
     found, _ = levels([picture(90, 40), picture(64, 64)], settings())
-    wanted = found.values(frames)
+    wanted = values(*found, frames)
     made = jax.jit(normalised, static_argnums=2)(*found, wanted.shape[1])
     np.testing.assert_array_equal(np.asarray(made).view(np.uint32), wanted.view(np.uint32))
 
 
-def test_levels_are_the_picture_cut_up():
+def test_patches_are_the_picture_cut_up():
+    given = stored_pixels(picture(96, 64))
+    patches = cut(given, 16, 2)
+    assert patches.shape == (24, 1024)
+    for place, (row, column) in enumerate([(0, 0), (0, 1), (1, 0), (1, 1), (0, 2)]):
+        patch = given[16 * row : 16 * row + 16, 16 * column : 16 * column + 16]
+        np.testing.assert_array_equal(patches[place].reshape(16, 16, 4), patch)
+
+
+@pytest.mark.parametrize("size", [(90, 40), (3000, 1500)], ids=str)  # the second in several pieces
+def test_pixels_outlive_their_picture(size):
+    given = picture(*size)
+    wanted = np.asarray(given)
+    found = stored_pixels(given)
+    del given
+    gc.collect()
+    np.testing.assert_array_equal(found[..., :3], wanted)
+
+
+def test_pixels_are_not_copied():
+    given = picture(64, 64)
+    assert np.shares_memory(stored_pixels(given), stored_pixels(given))
+
+
+def test_levels_are_the_pictures_as_they_lie_in_memory():
     given = picture(96, 64)
     found, grid = levels([given], settings(min_pixels=1024))
     assert grid.tolist() == [[1, 4, 6]]
-    pixels = np.asarray(given)
-    for place, (row, column) in enumerate([(0, 0), (0, 1), (1, 0), (1, 1), (0, 2)]):
-        patch = pixels[16 * row : 16 * row + 16, 16 * column : 16 * column + 16]
-        np.testing.assert_array_equal(found.patches[place].reshape(16, 16, 3), patch)
+    np.testing.assert_array_equal(found.pixels.reshape(64, 96, 4)[..., :3], np.asarray(given))
+
+
+@pytest.mark.parametrize("sizes", [[(90, 40)], [(64, 64), (250, 33), (70, 200)]], ids=str)
+def test_the_device_cuts_pictures_of_any_sizes(tiny, sizes):
+    model, _, processor = tiny()
+    pictures = [picture(*size) for size in sizes]
+    wanted, grid = processor.images.preprocess(pictures)
+    found, _ = processor.images.levels(pictures)
+    np.testing.assert_array_equal(device_patches(model, found, grid), wanted)
 
 
 def test_the_tower_takes_values_and_levels(tiny):
     model, params, processor = tiny()
     pictures = [picture(90, 40), picture(64, 64)]
-    values, grid = processor.images.preprocess(pictures)
+    flat, grid = processor.images.preprocess(pictures)
     found, same = processor.images.levels(pictures)
     np.testing.assert_array_equal(grid, same)
-    assert found.patches.nbytes * 8 == values.nbytes
-    one, other = (encode_vision(model, params, given, grid) for given in (values, found))
+    assert found.pixels.nbytes * 6 == flat.nbytes
+    one, other = (encode_vision(model, params, given, grid) for given in (flat, found))
     kept = int(model.picture_tokens(grid).sum())
     np.testing.assert_allclose(one.embeddings[:kept], other.embeddings[:kept], atol=1e-6)
     with pytest.raises(InputError, match="pixel_values"):
-        encode_vision(model, params, found._replace(patches=found.patches[1:]), grid)
+        encode_vision(model, params, found._replace(pixels=found.pixels[1:]), grid)
 
 
 def test_many_pictures_go_through_the_tower_in_turns(tiny, monkeypatch):
     model, params, processor = tiny()
     pictures = [picture(*size) for size in ((90, 40), (64, 64), (200, 70), (33, 250), (96, 96))]
     given, grid = processor.images.levels(pictures)
+    flat, _ = processor.images.preprocess(pictures)
     together = encode_vision(model, params, given, grid)
     most = int(grid.prod(1).max())
     monkeypatch.setattr(vision_module, "_TOGETHER", most)
     seen = []
     original = vision_module.encode_packed
     monkeypatch.setattr(vision_module, "encode_packed", lambda *a: (seen.append(len(a[2])), original(*a))[1])
-    for values in (given, given.values(2)):
+    for form in (given, flat):
         seen.clear()
-        apart = encode_vision(model, params, values, grid)
+        apart = encode_vision(model, params, form, grid)
         assert len(seen) > 1
         assert max(seen) <= bucket(most, 64)
         kept = int(model.picture_tokens(grid).sum())
         for one, other in zip(apart, together, strict=True):
             np.testing.assert_allclose(one[..., :kept, :], other[..., :kept, :], atol=2e-5)
     with pytest.raises(InputError, match="pixel_values"):
-        encode_vision(model, params, given.values(2)[1:], grid)
+        encode_vision(model, params, flat[1:], grid)
 
 
 def test_a_turn_ends_before_it_would_be_too_large():

@@ -17,6 +17,7 @@ from models.processor import Processor
 from models.qwen3_vl import Qwen3VL, VisionEmbeddings
 from sample.inputs import prepare_inputs
 from tests.golden.images.make import picture
+from tests.patches import device_patches
 from tests.tiny import tiny_config
 from tests.tokenizer_fixture import (
     CHAT_TEMPLATE,
@@ -95,7 +96,7 @@ def encoded(monkeypatch):
     calls = []
 
     def stand_in(model, params, levels, grid_thw):
-        calls.append((levels.values(2), grid_thw))
+        calls.append((device_patches(model, levels, grid_thw), grid_thw))
         tokens = int(grid_thw.prod(1).sum()) // 4
         return VisionEmbeddings(np.zeros((tokens, 48), np.float32), np.zeros((3, tokens, 48), np.float32))
 

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from models.errors import CheckpointError
-from models.levels import normalised
+from models.levels import normalised, values
 from models.smolvlm_images import TileSettings
 from tests.golden.images.make import picture
 from tests.tiny_smolvlm import patches_of
@@ -115,12 +115,10 @@ def test_the_tiling_of_many_sizes_equals_transformers():
 def test_the_device_makes_the_same_values_of_tiles():
     made = settings("other levels")
     found, grids = made.levels([picture(128, 64)])
-    tiles = found.patches.reshape(len(grids), made.side**2, -1)
-    on_device = jax.jit(normalised, static_argnums=2)(tiles, found.table, tiles.shape[-1])
-    values = found.values(1)
-    np.testing.assert_array_equal(
-        np.asarray(on_device).view(np.uint32), values.reshape(tiles.shape).view(np.uint32)
-    )
+    tiles = found.pixels.reshape(len(grids), made.side**2, -1)
+    wanted = values(*found, 1).reshape(*tiles.shape[:2], -1)
+    on_device = jax.jit(normalised, static_argnums=2)(tiles, found.table, wanted.shape[-1])
+    np.testing.assert_array_equal(np.asarray(on_device).view(np.uint32), wanted.view(np.uint32))
 
 
 def test_no_picture_gives_no_patches():

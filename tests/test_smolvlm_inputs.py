@@ -13,6 +13,7 @@ from models.smolvlm import SmolVLM
 from models.smolvlm_config import SmolVLMConfig
 from sample.inputs import prepare_inputs
 from tests.golden.images.make import picture
+from tests.patches import device_patches
 from tests.tiny_smolvlm import CHAT_TEMPLATE, VARIANTS, patches_of, tiny_config, token_id, write_processor
 
 PICTURES = [picture(90, 40), picture(64, 64), picture(33, 250)]
@@ -85,7 +86,7 @@ def encoded(monkeypatch):
     calls = []
 
     def stand_in(model, params, levels, grid_thw):
-        calls.append((levels.values(1), grid_thw))
+        calls.append((device_patches(model, levels, grid_thw), grid_thw))
         zeros = np.zeros((int(model.picture_tokens(grid_thw).sum()), model.hidden_size), np.float32)
         return VisionEmbeddings(zeros, zeros[None, :0])
 
