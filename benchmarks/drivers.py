@@ -10,8 +10,9 @@ from jaxtyping import Int
 
 from benchmarks.shapes import Subject
 from sample import SamplingConfig, make_request, sample, sample_streaming
-from sample.pace import Pace, decode, to_host
+from sample.pace import Pace, decode
 from sample.step import STEPS, prefill, unpack_taken
+from sample.transfer import to_host
 
 DRAWN: dict[str, Any] = {"temperature": 0.7, "top_p": 0.8, "top_k": 20}
 Driver = Callable[[], float]  # seconds per step

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Int
 
-from models.kernels.choice import on_cpu, on_cuda
+from models.kernels.choice import on_cpu
 from models.model import Model
 from sample.logits import SamplingParams
 from sample.step import ROUND, STEPS, DecodeState, decode_step, decode_steps
@@ -81,25 +81,6 @@ def decode(
         return decode_steps(model, params, state, sampling, on_device(quota), top=top, most=most)
     live = np.array(quota) > 0 if len(quota) > 1 else None
     return decode_step(model, params, state, sampling, live, top=top)
-
-
-def to_host(packed: Int[Array, "..."], *, behind_prompt: bool = False) -> Int[Array, "..."]:
-    """The same, on its way to the host while the device goes on. A CPU's memory is the host's.
-
-    A copy begins once the host has heard of the end of the program before it, which takes half a millisecond
-    on an NVIDIA GPU: a first token, for which the host waits, is taken there by a program of its own.
-    """
-    if on_cpu():
-        return packed
-    if behind_prompt and on_cuda():
-        packed = _in_host_memory(packed)
-    packed.copy_to_host_async()
-    return packed
-
-
-@jax.jit
-def _in_host_memory(packed: Int[Array, "..."]) -> Int[Array, "..."]:
-    return jax.device_put(packed, jax.memory.Space.Host)
 
 
 def on_device(quota: tuple[int, ...]) -> Int[Array, "B"]:

@@ -20,6 +20,7 @@ from sample.logits import SamplingParams, sampling_params
 from sample.loops import LONGEST_PATTERN, History, history_of
 from sample.step import Prompt
 from sample.stream_config import StreamConfig
+from sample.transfer import to_device
 
 _SHORTEST_PROMPT, _SMALLEST_CACHE = 64, 256  # tokens
 _MOST_ALTERNATIVES = 20
@@ -97,7 +98,7 @@ def make_request(
         image_tokens=image_tokens,
         prompt=prompt,
         vision=inputs.vision,
-        sampling=jax.device_put(sampling_params(padded, vocab_size=model.vocab_size)),
+        sampling=to_device(sampling_params(padded, vocab_size=model.vocab_size)),
         key=_row_keys(rng, configs, len(rows), padding),
         history=_history(rows + [rows[0][:0]] * padding, padded, plan),
         slots=bucket(max(needed, prompt.tokens.shape[1]), _SMALLEST_CACHE),

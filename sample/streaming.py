@@ -15,7 +15,7 @@ from sample.config import SamplingConfig
 from sample.endless import EndlessCache
 from sample.inputs import VLMInputs
 from sample.outcome import Alternatives, FinishReason, alternatives, finish_reason
-from sample.pace import PROMPT, Pace, decode, fitting, to_host
+from sample.pace import PROMPT, Pace, decode, fitting
 from sample.perplexity import PerplexityTracker
 from sample.request import Request, make_request
 from sample.stats import Reseed, StreamStats
@@ -23,6 +23,7 @@ from sample.step import EXHAUSTED, DecodeState, StepOutput, one_by_one, prefill,
 from sample.stream_config import StreamConfig
 from sample.summary import SummarySidecar
 from sample.text import TextStream
+from sample.transfer import to_host
 
 
 class Token(NamedTuple):

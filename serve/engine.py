@@ -15,9 +15,10 @@ from jaxtyping import Array
 from models.load import LoadedModel
 from sample.config import SamplingConfig
 from sample.endless import make_plan
-from sample.pace import Pace, to_host
+from sample.pace import Pace
 from sample.step import NOT_TAKEN
 from sample.stream_config import StreamConfig
+from sample.transfer import to_host
 from serve.batch import Batch, Output
 from serve.endless import EndlessRow
 from serve.engine_config import EngineConfig

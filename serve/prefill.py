@@ -16,6 +16,7 @@ from models.model import Model
 from sample.config import SamplingConfig
 from sample.loops import history_of
 from sample.step import DecodeState, Prompt, prefill_chunk
+from sample.transfer import to_device
 from serve.engine_config import EngineConfig
 from serve.job import Job, sampling_row
 from serve.pictures import PictureCache
@@ -200,9 +201,9 @@ def first_row(device: Device, prompt: PreparedPrompt, asked: SamplingConfig) -> 
         "status": zero,
         "history": history_of([tokens], device.slots, device.slots),
     }
-    sampling = sampling_row(model, device.config, asked)
-    given, sampling = jax.device_put((given, sampling))
-    return whole, Rows(DecodeState(cache=_empty_cache(model, device.slots), **given), sampling)
+    sampling = to_device(sampling_row(model, device.config, asked))
+    state = DecodeState(cache=_empty_cache(model, device.slots), **jax.device_put(given))
+    return whole, Rows(state, sampling)
 
 
 @partial(jax.jit, static_argnames=("model", "slots"))

@@ -4,12 +4,11 @@ from dataclasses import replace
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from sample import SamplingConfig
-from sample.pace import Pace, decode, fitting, to_host
+from sample.pace import Pace, decode, fitting
 from sample.request import make_request
 from sample.step import (
     NOT_TAKEN,
@@ -215,14 +214,3 @@ def test_a_program_that_waited_for_none_tells_at_once_how_many_steps_come_next()
     assert counted.steps == 1
     counted.arrived(9.011, 9.01, 1)
     assert counted.steps == 30
-
-
-@pytest.mark.parametrize("behind_prompt", [True, False])
-def test_what_is_on_its_way_to_the_host_is_the_same(monkeypatch, behind_prompt):
-    """As on an NVIDIA GPU: a first token by a program that writes to the host's memory."""
-    monkeypatch.setattr("sample.pace.on_cpu", lambda: False)
-    monkeypatch.setattr("sample.pace.on_cuda", lambda: True)
-    packed = jnp.arange(8, dtype=jnp.int32).reshape(2, 4)
-    sent = to_host(packed, behind_prompt=behind_prompt)
-    assert (sent.sharding.memory_kind == "pinned_host") == behind_prompt
-    np.testing.assert_array_equal(np.asarray(sent), np.asarray(packed))
