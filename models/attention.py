@@ -60,17 +60,23 @@ def _in_one_block(
     """One block for one token of one row: of all slots, a half, a quarter, ... where no more are filled.
 
     In a branch, since XLA would fuse what it reads with the write to the cache before it, and copy the cache;
-    and flat, since it fuses products with the reshape behind it, which is slow.
+    and flat, since it fuses products with the reshape behind it, which is slow. A block that is not all slots
+    is copied before it is multiplied, by one thread: so half of the heads stand beside the other half.
     """
+    S = v.shape[2]
 
     def block(size: int) -> Callable[..., Float[Array, "1 1 F"]]:
+        parts = 2 if size < S and v.shape[1] % 2 == 0 else 1
+
         def attend(q: Array, k: Array, v: Array) -> Float[Array, "1 1 F"]:
-            mixed = _attend(q, k[..., :size], v[:, :, :size], _up_to(slots, size), 1, size)
-            return mixed.reshape(*q.shape[:2], -1)
+            heads = zip(jnp.split(q, parts, 2), jnp.split(k, parts, 1), jnp.split(v, parts, 1), strict=True)
+            mixed = [
+                _attend(q, k[..., :size], v[:, :, :size], _up_to(slots, size), 1, size) for q, k, v in heads
+            ]
+            return jnp.concatenate([part.reshape(*q.shape[:2], -1) for part in mixed], axis=-1)
 
         return attend
 
-    S = v.shape[2]
     sizes = [S >> i for i in range(S.bit_length()) if S >> i >= min(_SMALLEST, S // 2)][::-1]
     chosen = sum(slots[0, 0] >= size for size in sizes[:-1])
     return jax.lax.switch(chosen, [block(size) for size in sizes], q, k, v).reshape(q.shape)

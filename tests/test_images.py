@@ -199,6 +199,14 @@ def test_the_device_cuts_pictures_of_any_sizes(tiny, sizes):
     np.testing.assert_array_equal(device_patches(model, found, grid), wanted)
 
 
+def test_the_layout_of_a_size_is_sent_once(tiny):
+    model, _, processor = tiny()
+    found, grid = processor.images.levels([picture(90, 40)])
+    (_, one), (_, other) = (model.pack_pictures(found.pixels, grid) for _ in range(2))
+    assert all(isinstance(part, jax.Array) for part in one)
+    assert all(part is again for part, again in zip(one, other, strict=True))
+
+
 def test_the_tower_takes_values_and_levels(tiny):
     model, params, processor = tiny()
     pictures = [picture(90, 40), picture(64, 64)]
