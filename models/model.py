@@ -132,7 +132,7 @@ class Model(nn.Module):
         raise NotImplementedError
 
     def pack_pictures(self, pixel_values: np.ndarray, grid_thw: np.ndarray) -> tuple[Any, Any]:
-        """The arguments of `encode_vision`, padded to a bucket, on the host.
+        """The arguments of `encode_vision`, padded to a bucket; the pixels on the host.
 
         Args:
             pixel_values: `[patches, patch_dim]`, flat normalised patches of all pictures; or the pixels of
