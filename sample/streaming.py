@@ -194,7 +194,7 @@ class TokenStream(Iterator[Token]):
     def _dispatch(self, r: Request) -> _Ahead:
         begun = time.perf_counter()
         most = min(self._pace.steps, self._config.max_new_tokens - self._dispatched)
-        common, reseed, behind_prompt = (self._model, self._params), None, self._state is None
+        common, reseed = (self._model, self._params), None
         if self._state is None:
             self._state, packed = prefill(*common, *r.arguments, slots=r.slots, top=r.top)
             most = 1
@@ -205,8 +205,9 @@ class TokenStream(Iterator[Token]):
         else:
             most = fitting(most)
             self._state, packed = decode(*common, self._state, r.sampling, (most,), top=r.top)
+        packed = to_host(packed, behind_prompt=not self._dispatched)
         self._dispatched += most
-        return _Ahead(to_host(packed, behind_prompt=behind_prompt), reseed, begun)
+        return _Ahead(packed, reseed, begun)
 
     def _tell_reseed(self, reseed: Reseed | None) -> None:
         self.reseed = None
